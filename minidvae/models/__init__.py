@@ -1,0 +1,28 @@
+"""The models by name. `build_model("light_dvae", latent=16)` builds one from its settings."""
+
+import dataclasses
+
+from torch import nn
+
+from .hit_dvae import HiTConfig, HiTDVAE, LigHTDVAE
+from .vae import VAE, VAEConfig
+
+MODELS = {
+    "vae": (VAE, VAEConfig),
+    "hit_dvae": (HiTDVAE, HiTConfig),
+    "light_dvae": (LigHTDVAE, HiTConfig),
+}
+
+
+def build_model(name: str, **config) -> nn.Module:
+    """The model `name` of MODELS with the given settings, the others at their defaults.
+
+    Raises ValueError naming the choices where the name or a setting is unknown.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    model, settings = MODELS[name]
+    known = [field.name for field in dataclasses.fields(settings)]
+    if unknown := sorted(set(config) - set(known)):
+        raise ValueError(f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(known)}")
+    return model(settings(**config))

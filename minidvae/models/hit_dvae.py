@@ -1,0 +1,260 @@
+"""HiT-DVAE and LigHT-DVAE: hierarchical Transformer dynamical VAEs (Lin et al., ICASSP 2023).
+
+    p(w) = N(0, I)                                             one w per sequence
+    q(w | x_{1:T})                                             bidirectional LSTM, final states
+    q(z_t | x_{1:T}, w)                                        encoder: self-attention over the whole sequence
+    p(z_t | x_{1:t−1}, z_{1:t−1}, w)                           decoder, as the prior
+    p(x_t | x_{1:t−1}, z_{1:t}, w)                             decoder, as the likelihood
+
+A decoder block is self-attention over the main stream, cross-attention from it to the source stream, and a
+feed-forward layer, with post-norm residual connections. In the likelihood the main stream is [z, w] and the
+source is x: the residual path carries z, which is what keeps the model from leaning on its past output.
+
+A causal mask alone does not give these dependencies, since the residual path at position t carries its own
+input. So the inputs are shifted instead: x_{t−1} everywhere and z_{t−1} in the prior, zeros first. Then every
+mask is the plain causal one.
+
+HiT has two decoders; in its prior x makes the queries (paper, section 2.3). LigHT queries both with z and
+shares one decoder between the two roles.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import DVAE, LOG_VARIANCE_RANGE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, past
+
+VARIANTS = ("plain", "inv_s", "inv_s_nr")
+
+
+@dataclass
+class HiTConfig(DVAEConfig):
+    beta_z: float = 0.01
+    beta_w: float = 0.01  # weight of KL(q(w) ‖ p(w)) in the loss
+    w_latent: int = 32
+    width: int = 256  # d_model
+    heads: int = 1
+    feedforward: int = 1024
+    layers: int = 4  # of the encoder and of each decoder
+    w_embedding: int = 256
+    w_hidden: int = 512  # LSTM cells per direction
+    w_layers: int = 2
+    variant: str = "plain"  # ablation: inv_s swaps the streams of the likelihood; inv_s_nr has no residual there
+    position_offset: int = 0  # while training, positions start anywhere in 0 … this: long utterances are no news
+
+
+class KeysValues:
+    """Keys and values of the frames decoded so far, (batch, heads, frames, width of a head)."""
+
+    def __init__(self, frames: int):
+        self.capacity, self.frames = frames, 0
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.frames == 0:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        start, self.frames = self.frames, self.frames + keys.shape[2]
+        self.keys[:, :, start : self.frames] = keys
+        self.values[:, :, start : self.frames] = values
+        return self.keys[:, :, : self.frames], self.values[:, :, : self.frames]
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention from one stream (batch, frames, width) to another."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, main: Tensor, source: Tensor, causal: bool, cache: KeysValues | None = None) -> Tensor:
+        queries = self.query(main).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        keys, values = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if cache is not None:  # one new frame, which may see all frames before it
+            keys, values, causal = *cache.append(keys, values), False
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Transformer block of Vaswani et al. 2017; with `cross`, a decoder block."""
+
+    def __init__(self, config: HiTConfig, cross: bool):
+        super().__init__()
+        self.attention = Attention(config.width, config.heads)
+        self.attention_norm = nn.LayerNorm(config.width)
+        if cross:
+            self.cross_attention = Attention(config.width, config.heads)
+            self.cross_norm = nn.LayerNorm(config.width)
+        self.feedforward = nn.Sequential(
+            nn.Linear(config.width, config.feedforward), nn.ReLU(), nn.Linear(config.feedforward, config.width)
+        )
+        self.feedforward_norm = nn.LayerNorm(config.width)
+
+    def forward(self, main: Tensor, source: Tensor | None = None, residual: bool = True, caches=(None, None)):
+        """Without a source: an encoder block, every frame sees all. With one: a causal decoder block."""
+        keep = 1.0 if residual else 0.0
+        causal = source is not None
+        main = self.attention_norm(keep * main + self.attention(main, main, causal, caches[0]))
+        if source is not None:
+            main = self.cross_norm(keep * main + self.cross_attention(main, source, causal, caches[1]))
+        return self.feedforward_norm(keep * main + self.feedforward(main))
+
+
+class Decoder(nn.Module):
+    """Causal blocks over two streams: the latents [z, w] and the scaled spectrum of the past."""
+
+    def __init__(self, config: HiTConfig):
+        super().__init__()
+        self.scale = math.sqrt(config.width)
+        self.embed_latents = nn.Linear(config.latent + config.w_latent, config.width)
+        self.embed_spectrum = nn.Linear(config.bins, config.width)
+        self.blocks = nn.ModuleList(Block(config, cross=True) for _ in range(config.layers))
+
+    def forward(
+        self, z: Tensor, w: Tensor, spectrum: Tensor, positions: Tensor, main="latents", residual=True, caches=None
+    ) -> Tensor:
+        """z, spectrum: (batch, frames, …) as this role may see them at each frame; w: (batch, w_latent)."""
+        latents = self.embed_latents(torch.cat([z, per_frame(w, z)], dim=-1)) * self.scale + positions
+        spectrum = self.embed_spectrum(spectrum) * self.scale + positions
+        h, source = (latents, spectrum) if main == "latents" else (spectrum, latents)
+        for block, cache in zip(self.blocks, caches or [(None, None)] * len(self.blocks), strict=True):
+            h = block(h, source, residual, cache)
+        return h
+
+    def caches(self, frames: int) -> list[tuple[KeysValues, KeysValues]]:
+        return [(KeysValues(frames), KeysValues(frames)) for _ in self.blocks]
+
+
+class HiTDVAE(DVAE):
+    autoregressive = True
+    decoder_count = 2  # the first is the likelihood's, the last the prior's
+    prior_main = "spectrum"
+
+    def __init__(self, config: HiTConfig):
+        super().__init__(config)
+        if config.variant not in VARIANTS:
+            raise ValueError(f"variant={config.variant!r} is none of {', '.join(VARIANTS)}")
+        self.w_embedding = nn.Linear(config.bins, config.w_embedding)
+        self.w_rnn = nn.LSTM(
+            config.w_embedding, config.w_hidden, config.w_layers, batch_first=True, bidirectional=True
+        )
+        self.w_posterior = GaussianHead(2 * config.w_hidden, config.w_latent)
+        self.encoder_embedding = nn.Linear(config.bins + config.w_latent, config.width)
+        self.encoder = nn.ModuleList(Block(config, cross=False) for _ in range(config.layers))
+        self.z_posterior = GaussianHead(config.width, config.latent)
+        self.decoders = nn.ModuleList(Decoder(config) for _ in range(self.decoder_count))
+        self.z_prior = GaussianHead(config.width, config.latent)
+        self.output = nn.Linear(config.width, config.bins)
+
+    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None):
+        noise_z = super().draw_noise(batch, frames, generator)
+        return noise_z, self._normal((batch, self.config.w_latent), generator)
+
+    def positions(self, frames: int) -> Tensor:
+        """Sinusoidal positions (frames, width), from a random first one while training."""
+        width, weight = self.config.width, self.output.weight
+        offset = torch.randint(self.config.position_offset * self.training + 1, (1,), device=weight.device)
+        time = offset + torch.arange(frames, device=weight.device)
+        rate = torch.exp(torch.arange(0, width, 2, device=weight.device) * (-math.log(10_000.0) / width))
+        angle = time[:, None].to(rate) * rate
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(weight.dtype)
+
+    def infer_w(self, inputs: Tensor) -> Gaussian:
+        """q(w | x_{1:T}) from the scaled spectrum."""
+        _, (state, _) = self.w_rnn(self.w_embedding(inputs))
+        return self.w_posterior(torch.cat([state[-2], state[-1]], dim=-1))
+
+    def infer_z(self, inputs: Tensor, w: Tensor, positions: Tensor) -> Gaussian:
+        """q(z_t | x_{1:T}, w)"""
+        h = self.encoder_embedding(torch.cat([inputs, per_frame(w, inputs)], dim=-1))
+        h = h * math.sqrt(self.config.width) + positions
+        for block in self.encoder:
+            h = block(h)
+        return self.z_posterior(h)
+
+    def prior(self, z_past: Tensor, w: Tensor, x_past: Tensor, positions: Tensor, caches=None) -> Gaussian:
+        """p(z_t | x_{1:t−1}, z_{1:t−1}, w), from the shifted z and the shifted scaled spectrum"""
+        return self.z_prior(self.decoders[-1](z_past, w, x_past, positions, self.prior_main, caches=caches))
+
+    def likelihood(self, z: Tensor, w: Tensor, x_past: Tensor, positions: Tensor, caches=None) -> Tensor:
+        """log-variance of p(x_t | x_{1:t−1}, z_{1:t}, w), from z and the shifted scaled spectrum"""
+        variant = self.config.variant
+        main = "latents" if variant == "plain" else "spectrum"
+        return self.output(self.decoders[0](z, w, x_past, positions, main, variant != "inv_s_nr", caches))
+
+    def feed_back(self, log_variance: Tensor) -> Tensor:
+        """The model's own output on the scale of its input."""
+        return self.input_scale(torch.exp(log_variance.clamp(*LOG_VARIANCE_RANGE)))
+
+    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
+        noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        inputs, positions = self.input_scale(x), self.positions(x.shape[1])
+        q_w = self.infer_w(inputs)
+        w = q_w.sample(noise_w)
+        q_z = self.infer_z(inputs, w, positions)
+        z = q_z.sample(noise_z)
+        x_past = past(inputs)
+        if self.training and self.own_past > 0:
+            x_past = self.replace_past(x_past, z, w, positions)
+        p_z = self.prior(past(z), w, x_past, positions)
+        return DVAEOutput(self.likelihood(z, w, x_past, positions), z, q_z, p_z, w, q_w)
+
+    @torch.no_grad()
+    def replace_past(self, x_past: Tensor, z: Tensor, w: Tensor, positions: Tensor) -> Tensor:
+        """In a random share `own_past` of the sequences, the past that the model itself would have made:
+        two parallel passes, the second on the output of the first."""
+        own = x_past
+        for _ in range(2):
+            own = past(self.feed_back(self.likelihood(z, w, own, positions)))
+        torch.clear_autocast_cache()  # it now holds weights cast without gradient
+        chosen = torch.rand(len(x_past), 1, 1, device=x_past.device) < self.own_past
+        return torch.where(chosen, own.to(x_past), x_past)
+
+    def resynthesise_from_own_past(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        inputs, positions = self.input_scale(x), self.positions(x.shape[1])
+        w = self.infer_w(inputs).sample(noise_w)
+        z = self.infer_z(inputs, w, positions).sample(noise_z)
+        return self.decode(w, x.shape[1], lambda t, *_: z[:, t : t + 1])
+
+    @torch.no_grad()
+    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        noise_z, w = self.draw_noise(n, frames, generator)
+        positions, caches = self.positions(frames), self.decoders[-1].caches(frames)
+
+        def draw(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
+            return self.prior(z_past, w, x_past, positions[t : t + 1], caches).sample(noise_z[:, t : t + 1])
+
+        return self.decode(w, frames, draw)
+
+    def decode(self, w: Tensor, frames: int, draw_z) -> Tensor:
+        """Frame by frame from the own past, with cached keys and values: one decoder step per frame.
+
+        draw_z(t, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent). Returns (batch, frames, bins).
+        """
+        positions, caches = self.positions(frames), self.decoders[0].caches(frames)
+        z, x_past = w.new_zeros(len(w), 1, self.config.latent), w.new_zeros(len(w), 1, self.config.bins)
+        log_variance = []
+        for t in range(frames):
+            z = draw_z(t, z, x_past)
+            log_variance.append(self.likelihood(z, w, x_past, positions[t : t + 1], caches))
+            x_past = self.feed_back(log_variance[-1])
+        return torch.cat(log_variance, dim=1)
+
+
+class LigHTDVAE(HiTDVAE):
+    """HiT-DVAE with one decoder for both roles: 20 % fewer parameters."""
+
+    decoder_count = 1
+    prior_main = "latents"
+
+
+def per_frame(w: Tensor, frames: Tensor) -> Tensor:
+    """w (batch, n) repeated along the frames of (batch, frames, …)"""
+    return w[:, None].expand(-1, frames.shape[1], -1)

@@ -1,0 +1,36 @@
+"""VAE: every frame by itself (Kingma & Welling 2014; the baseline of both DVAE papers).
+
+    q(z_t | x_t) = head(MLP(x_t))        p(z_t) = N(0, I)        p(x_t | z_t): l_t = linear(MLP(z_t))
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, mlp
+
+
+@dataclass
+class VAEConfig(DVAEConfig):
+    hidden: tuple[int, ...] = (256, 128, 64, 32)  # widths of the encoder; the decoder has them reversed
+
+
+class VAE(DVAE):
+    def __init__(self, config: VAEConfig):
+        super().__init__(config)
+        widths = tuple(config.hidden)
+        self.encoder = mlp(config.bins, widths)
+        self.posterior = GaussianHead((config.bins, *widths)[-1], config.latent)
+        self.decoder = mlp(config.latent, widths[::-1])
+        self.output = torch.nn.Linear((config.latent, *widths[::-1])[-1], config.bins)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
+        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        q_z = self.posterior(self.encoder(self.input_scale(x)))
+        z = q_z.sample(noise)
+        return DVAEOutput(self.output(self.decoder(z)), z, q_z)
+
+    @torch.no_grad()
+    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.output(self.decoder(self.draw_noise(n, frames, generator)))

@@ -1,11 +1,11 @@
 """Sound files, waveforms, spectra and features. Knows no model.
 
-Waveforms are float32 with full scale ±1: numpy arrays (samples,) where they come from or go to a file, tensors
-(..., samples) where they are analysed. Spectra and features are tensors (..., frames, bins).
+Waveforms are float32 with full scale ±1: numpy arrays (samples,) where they come from or go to a file,
+tensors (..., samples) where they are analysed. Spectra and features are tensors (..., frames, bins).
 
-Two framings share one definition. *Centred*: frame t is centred on sample t·hop, with zeros beyond the two ends,
-so that whole utterances can be reconstructed from the first sample to the last. *Not centred*: frame t starts at
-sample t·hop and nothing is padded, so that a cut out of the middle of an utterance is analysed as it is.
+Two framings share one definition. *Centred*: frame t is centred on sample t·hop, with zeros beyond both ends,
+so that a whole utterance can be reconstructed from its first sample to its last. *Not centred*: frame t
+starts at sample t·hop and nothing is padded, so that a cut out of an utterance is analysed as it is.
 """
 
 import math
@@ -23,8 +23,8 @@ from torch import Tensor
 
 SAMPLE_RATE = 16_000
 
-# Features floor the power of a bin here, about what rounding to 16 bits leaves in it (2⁻³⁰/12 times the 159 that
-# the squares of a 25 ms Hamming window add up to): digital silence looks like rounded silence, not like an outlier.
+# Features floor the power of a bin here. It is about what rounding to 16 bits leaves in it (2⁻³⁰/12, times
+# 159, the sum of the squares of a 25 ms Hamming window): digital silence then looks like rounded silence.
 FEATURE_FLOOR = 1e-8
 
 
@@ -32,14 +32,14 @@ class AudioError(ValueError):
     """A sound file that cannot be used. One line: the file, what is wrong, what would be right."""
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------ files
 
 
 def read(path: str | Path) -> tuple[np.ndarray, int, int]:
     """Decode a sound file: wav, flac, ogg, NIST SPHERE or whatever else libsndfile opens.
 
-    Returns the waveform (samples,) as float32, channels averaged; its sampling rate in Hz; the number of channels
-    that the file had. Raises AudioError where the file is missing, does not decode, is empty or is not finite.
+    Returns the waveform (samples,) as float32, channels averaged; its sampling rate in Hz; how many channels
+    the file had. Raises AudioError where the file is missing, does not decode, is empty or is not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,11 +48,11 @@ def read(path: str | Path) -> tuple[np.ndarray, int, int]:
         with path.open("rb") as file:
             head = file.read(1024)
         if head.startswith(b"NIST_1A") and b"shorten" in head:
-            raise AudioError(f"{path}: SPHERE compressed with 'shorten'; convert it with: sph2pipe -f wav IN OUT")
+            raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
-        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise AudioError(f"{path}: does not decode ({reason}); expected wav, flac, ogg or NIST SPHERE") from None
+        why = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise AudioError(f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE") from None
     if not len(samples):
         raise AudioError(f"{path}: holds no samples; expected at least one")
     waveform = samples.mean(axis=1)
@@ -62,13 +62,13 @@ def read(path: str | Path) -> tuple[np.ndarray, int, int]:
 
 
 def load(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """The waveform of a sound file (samples,), mono float32, at `rate` Hz. Raises AudioError as `read` does."""
+    """The waveform of a sound file (samples,), mono float32, at `rate` Hz. AudioError as `read` raises it."""
     waveform, file_rate, _ = read(path)
     return resample(waveform, file_rate, rate)
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """The waveform (samples,) at `rate` Hz brought to `new_rate` Hz by a polyphase filter: ⌈n·new_rate/rate⌉ samples."""
+    """n samples (n,) at `rate` Hz → (⌈n·new_rate/rate⌉,) at `new_rate` Hz, by a polyphase low-pass filter."""
     if rate == new_rate:
         return waveform
     common = math.gcd(rate, new_rate)
@@ -97,26 +97,28 @@ def write(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> No
 def trim_bounds(
     waveform: np.ndarray, threshold_db: float = 30.0, frame: int = 2048, hop: int = 512
 ) -> tuple[int, int]:
-    """Where speech starts and stops, in samples: waveform[start:stop] is without leading and trailing silence.
+    """Where speech starts and stops, in samples: waveform[start:stop] is without the silence at both ends.
 
-    The level is the RMS over centred frames; kept is what lies from the first to the last frame whose level is
-    above the highest one minus `threshold_db`, the last frame counted with its hop. (0, 0) for digital silence.
+    The level is the RMS over centred frames. Kept is what lies from the first to the last frame whose level
+    is above the highest one minus `threshold_db`, the last frame counted with its hop; (0, 0) for digital
+    silence.
     """
     n = len(waveform)
     energy_before = np.concatenate([[0.0], np.cumsum(np.square(waveform, dtype=np.float64))])
     centres = np.arange(1 + n // hop) * hop
     first, last = (centres - frame // 2).clip(0, n), (centres + frame // 2).clip(0, n)
     energy = energy_before[last] - energy_before[first]
-    if n == 0 or energy.max() == 0:
+    if energy.max() == 0:
         return 0, 0
     loud = np.flatnonzero(energy > energy.max() * 10 ** (-threshold_db / 10))
     return int(loud[0] * hop), int(min(n, (loud[-1] + 1) * hop))
 
 
-# -------------------------------------------------------------------------------------------------------- spectra
+# ---------------------------------------------------------------------------------------------------- spectra
 
 
 @lru_cache
+@torch.inference_mode(False)  # else a window first needed in inference could not serve in training
 def _window(shape: str, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The window (length,), made once for each device and precision."""
     n = torch.arange(length, dtype=torch.float64)
@@ -129,13 +131,17 @@ def _window(shape: str, length: int, device: torch.device, dtype: torch.dtype) -
     return window.to(device, dtype)
 
 
+def _power(spectrum: Tensor) -> Tensor:
+    return torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+
+
 @dataclass(frozen=True)
 class STFT:
     """Short-time Fourier transform of real waveforms and its inverse.
 
-    window_length and hop are in samples, window is "sine" (sin π(n+½)/N, the DVAE papers') or "hamming". The
-    transforms keep the precision and the device of what they are given. Raises ValueError where the window is odd
-    or the hop is longer than half of it, since then waveforms could not be reconstructed.
+    window_length and hop are in samples; window is "sine", sin π(n+½)/N, as in the DVAE papers, or "hamming".
+    The transforms keep the precision and the device of what they are given. Raises ValueError where the
+    window is odd or the hop longer than half of it, since then waveforms could not be reconstructed.
     """
 
     window_length: int = 1024
@@ -145,7 +151,7 @@ class STFT:
     def __post_init__(self):
         if self.window_length % 2 or not 0 < self.hop <= self.window_length // 2:
             raise ValueError(
-                f"window of {self.window_length} and hop of {self.hop} samples cannot be inverted; "
+                f"a window of {self.window_length} with a hop of {self.hop} samples cannot be inverted; "
                 "expected an even window and a hop of at most half of it"
             )
 
@@ -155,8 +161,8 @@ class STFT:
         return self.window_length // 2 + 1
 
     def frames(self, samples: int) -> int:
-        """How many frames `analyse` makes of so many samples."""
-        return 1 + samples // self.hop
+        """How many frames `analyse` makes of so many samples: up to the first centre past the last sample."""
+        return 1 + -(-samples // self.hop)
 
     def samples(self, frames: int) -> int:
         """How long a cut has to be for `power` to make exactly so many frames of it."""
@@ -164,20 +170,28 @@ class STFT:
 
     def analyse(self, waveform: Tensor) -> Tensor:
         """Waveforms (..., samples) → complex spectra (..., frames, bins), frames centred."""
-        return torch.fft.rfft(self._windowed(waveform, centred=True))
+        return torch.fft.rfft(self.windowed(waveform))
 
     def power(self, cut: Tensor) -> Tensor:
-        """Cuts (..., samples) → power |STFT|² (..., frames, bins), float32, frames not centred, nothing padded."""
-        return _power(torch.fft.rfft(self._windowed(cut, centred=False))).float()
+        """Cuts (..., samples) → |STFT|² (..., frames, bins), float32, frames not centred, nothing padded."""
+        return _power(torch.fft.rfft(self.windowed(cut, centred=False))).float()
+
+    def windowed(self, waveform: Tensor, centred: bool = True) -> Tensor:
+        """Waveforms (..., samples) → frames (..., frames, window_length), multiplied by the window."""
+        if centred:
+            before, n = self.window_length // 2, waveform.shape[-1]
+            waveform = F.pad(waveform, (before, self.samples(self.frames(n)) - before - n))
+        window = _window(self.window, self.window_length, waveform.device, waveform.dtype)
+        return waveform.unfold(-1, self.window_length, self.hop) * window
 
     def synthesise(self, spectrum: Tensor, length: int | None = None) -> Tensor:
         """Complex spectra (..., frames, bins) as `analyse` makes them → waveforms (..., length).
 
-        The waveform whose STFT is nearest to the spectrum in the least-squares sense (Griffin & Lim 1984, eq. 6):
-        windowed inverse transforms, overlapped and added, over the sum of the squared windows. `length` defaults
-        to the shortest that has so many frames; ValueError where `analyse` makes another number of frames of it.
+        The waveform whose STFT is nearest to the spectrum in the least-squares sense (Griffin & Lim 1984,
+        eq. 6): windowed inverse transforms, overlapped and added, over the sum of the squared windows.
+        `length` defaults to the longest; ValueError where it does not have as many frames as the spectrum.
         """
-        frames, half = spectrum.shape[-2], self.window_length // 2
+        frames, before = spectrum.shape[-2], self.window_length // 2
         length = (frames - 1) * self.hop if length is None else length
         if self.frames(length) != frames:
             raise ValueError(f"{length} samples have {self.frames(length)} frames, the spectrum has {frames}")
@@ -185,14 +199,8 @@ class STFT:
         window = _window(self.window, self.window_length, pieces.device, pieces.dtype)
         total = self._overlap_add((pieces * window).reshape(-1, frames, self.window_length))
         weight = self._overlap_add(window.square().expand(1, frames, -1))
-        waveform = F.pad(total / weight, (0, self.hop))[:, half : half + length]
-        return waveform.reshape(*spectrum.shape[:-2], length)
-
-    def _windowed(self, waveform: Tensor, centred: bool) -> Tensor:
-        """(..., samples) → (..., frames, window_length), multiplied by the window."""
-        half = self.window_length // 2 if centred else 0
-        frames = F.pad(waveform, (half, half)).unfold(-1, self.window_length, self.hop)
-        return frames * _window(self.window, self.window_length, waveform.device, waveform.dtype)
+        kept = slice(before, before + length)
+        return (total[:, kept] / weight[:, kept]).reshape(*spectrum.shape[:-2], length)
 
     def _overlap_add(self, pieces: Tensor) -> Tensor:
         """(batch, frames, window_length) → (batch, samples)"""
@@ -200,15 +208,12 @@ class STFT:
         return F.fold(pieces.mT, size, (1, self.window_length), stride=(1, self.hop)).flatten(1)
 
 
-def _power(spectrum: Tensor) -> Tensor:
-    return spectrum.real.square() + spectrum.imag.square()
-
-
 def resynthesise(log_variance: Tensor, spectrum: Tensor, stft: STFT, length: int) -> Tensor:
-    """√(e^l) with the phase of the input: log-variances and complex spectra (..., frames, bins) → (..., length)."""
+    """√(e^l) with the phase of the input: log-variance and spectrum (..., frames, bins) → (..., length)."""
     return stft.synthesise(torch.polar(torch.exp(log_variance / 2), spectrum.angle()), length)
 
 
+@torch.no_grad()
 def griffin_lim(
     power: Tensor,
     stft: STFT,
@@ -217,10 +222,11 @@ def griffin_lim(
     length: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Waveforms (..., length) whose STFT has about this power (..., frames, bins); phases found by iteration.
+    """Waveforms (..., length) whose |STFT|² is about `power` (..., frames, bins); phases found by iteration.
 
-    Griffin & Lim, Signal estimation from modified short-time Fourier transform, 1984, made faster as in Perraudin,
-    Balazs & Søndergaard, A fast Griffin-Lim algorithm, 2013: from random phases on (drawn by `generator`),
+    Griffin & Lim, Signal estimation from modified short-time Fourier transform, 1984, in the faster form of
+    Perraudin, Balazs & Søndergaard, A fast Griffin-Lim algorithm, 2013. From random phases, drawn by
+    `generator`,
 
         c_n = P₁ P₂ t_{n−1},    t_n = c_n + α (c_n − c_{n−1}),
 
@@ -239,51 +245,52 @@ def griffin_lim(
     return stft.synthesise(magnitude * estimate.sgn(), length)
 
 
-# ------------------------------------------------------------------------------------------------------- features
+# --------------------------------------------------------------------------------------------------- features
 
 # The frames of the FHVAE paper's features: 25 ms Hamming windows, every 10 ms.
 FEATURES = STFT(window_length=400, hop=160, window="hamming")
 
 
 @lru_cache
+@torch.inference_mode(False)
 def _mel_filters(bins: int, transform_length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Triangles on the mel scale (transform_length / 2 + 1, bins), each from the centre of its left neighbour to
-    the centre of its right one, evenly spaced from 20 Hz to half of SAMPLE_RATE."""
-    frequency = torch.linspace(0, SAMPLE_RATE / 2, transform_length // 2 + 1, dtype=torch.float64)
-    mel, lowest, highest = (
-        1127 * torch.log1p(torch.as_tensor(f, dtype=torch.float64) / 700) for f in (frequency, 20, SAMPLE_RATE / 2)
-    )
+    """Triangles on the mel scale (transform_length / 2 + 1, bins), evenly spaced from 20 to 8000 Hz, each
+    from its left neighbour's centre to its right neighbour's."""
+    hertz = torch.linspace(0, SAMPLE_RATE / 2, transform_length // 2 + 1, dtype=torch.float64)
+    mel = 1127 * torch.log1p(hertz / 700)
+    lowest, highest = 1127 * math.log1p(20 / 700), 1127 * math.log1p(SAMPLE_RATE / 2 / 700)
     spacing = (highest - lowest) / (bins + 1)
-    centre = lowest + spacing * torch.arange(1, bins + 1)
-    return (1 - (mel[:, None] - centre).abs() / spacing).clamp(min=0).to(device, dtype)
+    centres = lowest + spacing * torch.arange(1, bins + 1, dtype=torch.float64)
+    return (1 - (mel[:, None] - centres).abs() / spacing).clamp(min=0).to(device, dtype)
 
 
 def fbank(waveform: Tensor, bins: int = 80, centred: bool = True) -> Tensor:
     """Log mel filter bank: waveforms (..., samples) at 16 kHz → ln energies (..., frames, bins).
 
-    25 ms Hamming windows every 10 ms (the frames of FEATURES; `centred=False` for cuts), the power spectrum, `bins`
-    triangles evenly spaced on the mel scale 1127 ln(1 + f/700) between 20 and 8000 Hz, the natural logarithm. The
-    transform is of 1024 points, since at 400 the lowest of 80 triangles would fall between two frequencies. No
-    pre-emphasis: a fixed filter is an offset for each bin, which the FHVAE's normalisation takes out again.
-    Hsu, Zhang & Glass, Unsupervised learning of disentangled and interpretable representations, 2017, section 4.
+    25 ms Hamming windows every 10 ms (the frames of FEATURES; `centred=False` for cuts), the power spectrum,
+    `bins` triangles evenly spaced on the mel scale 1127 ln(1 + f/700) from 20 to 8000 Hz, the natural
+    logarithm. The transform has 1024 points, since with 400 the lowest of 80 triangles would rest on a single
+    frequency each. No pre-emphasis: it would be an offset for each bin, which normalising takes out again.
+    Hsu, Zhang & Glass, Unsupervised learning of disentangled and interpretable representations from
+    sequential data, 2017, section 4.
     """
     transform_length = 1024
-    power = _power(torch.fft.rfft(FEATURES._windowed(waveform, centred), transform_length))
-    energy = power @ _mel_filters(bins, transform_length, waveform.device, waveform.dtype)
+    power = _power(torch.fft.rfft(FEATURES.windowed(waveform, centred), transform_length))
+    energy = power @ _mel_filters(bins, transform_length, power.device, power.dtype)
     return energy.clamp(min=FEATURE_FLOOR).log()
 
 
 def log_magnitude(waveform: Tensor, centred: bool = True) -> Tensor:
     """Log-magnitude spectrum: waveforms (..., samples) at 16 kHz → ln |STFT| (..., frames, 200).
 
-    The frames of FEATURES (`centred=False` for cuts); of its 201 bins all but the first, which is 0 Hz and no
-    sound. Back to sound: `log_magnitude_to_power`, then `griffin_lim(power, FEATURES)`, or with the phase of a
-    known spectrum `resynthesise(power.log(), FEATURES.analyse(waveform), FEATURES, length)`.
+    The frames of FEATURES (`centred=False` for cuts), and of its 201 bins all but the first: 0 Hz is no
+    sound. The way back: `log_magnitude_to_power`, then `griffin_lim(power, FEATURES)`; or, with the phase of
+    a known waveform, `resynthesise(power.log(), FEATURES.analyse(waveform), FEATURES, length)`.
     """
-    power = _power(torch.fft.rfft(FEATURES._windowed(waveform, centred)))
+    power = _power(torch.fft.rfft(FEATURES.windowed(waveform, centred)))
     return power[..., 1:].clamp(min=FEATURE_FLOOR).log() / 2
 
 
 def log_magnitude_to_power(log_magnitude: Tensor) -> Tensor:
-    """ln |STFT| (..., frames, 200) → power (..., frames, 201), nothing at 0 Hz: the inverse of `log_magnitude`."""
+    """ln |STFT| (..., frames, 200) → |STFT|² (..., frames, 201), 0 at 0 Hz: undoes `log_magnitude`."""
     return F.pad((2 * log_magnitude).exp(), (1, 0))

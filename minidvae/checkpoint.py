@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read without running code, checked before use."""
 
+import configparser
 import dataclasses
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .audio import STFT
+from . import dvae_speech
+from .audio import SAMPLE_RATE, STFT
 from .models import build_model
 
 
@@ -30,6 +32,8 @@ def save(path: str | Path, model_name: str, model: nn.Module, stft: STFT, **stat
     try:
         torch.save(content, beside)
         os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # a full disk is either
+        raise CheckpointError(f"{path}: could not be written, what was there is kept ({error})") from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -39,14 +43,18 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; expected a file that train.py wrote")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # the unpickler raises anything for a file that is not its own
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: truncated, or not a checkpoint ({reason})") from None
+    content = unpickle(path, device)
     if not isinstance(content, dict) or content.get("format") != "minidvae":
         raise CheckpointError(f"{path}: not a checkpoint of minidvae; expected a file that train.py wrote")
     return content
+
+
+def unpickle(path: Path, device: str | torch.device = "cpu"):
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # the unpickler raises anything for a file that is not its own
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: truncated, or not a checkpoint ({reason})") from None
 
 
 def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
@@ -74,3 +82,57 @@ def load_parameters(model: nn.Module, parameters: dict[str, torch.Tensor], sourc
     if extra := sorted(set(parameters) - set(expected)):
         raise CheckpointError(f"{source}: parameter {extra[0]!r} belongs to no part of this model")
     model.load_state_dict(parameters)
+
+
+def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, str]) -> nn.Module:
+    """The model of a state dict in the published format "DVAE-speech"; `network` is the [Network] section.
+
+    Raises CheckpointError naming the first setting, key or shape that does not fit.
+    """
+    try:
+        name, config = dvae_speech.read_settings(network)
+        model = build_model(name, **config)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise CheckpointError("not a plain state dict of tensors")
+    state_dict = {dvae_speech.settled_key(key): value for key, value in state_dict.items()}
+    parameters = dict(model.named_parameters())
+    theirs = {dvae_speech.their_key(name, key, config): key for key in parameters}
+    for key, ours in theirs.items():
+        if key not in state_dict:
+            raise CheckpointError(f"parameter {key!r} is missing; [Network] describes a {name} that has it")
+        if state_dict[key].shape != parameters[ours].shape:
+            shapes = f"{tuple(state_dict[key].shape)}, by [Network] expected {tuple(parameters[ours].shape)}"
+            raise CheckpointError(f"parameter {key!r} has shape {shapes}")
+    if extra := sorted(set(state_dict) - set(theirs)):
+        raise CheckpointError(f"parameter {extra[0]!r} belongs to no part of the {name} that [Network] describes")
+    model.load_state_dict({ours: state_dict[key] for key, ours in theirs.items()}, strict=False)
+    return model
+
+
+def load_dvae_speech(folder: str | Path) -> tuple[nn.Module, STFT]:
+    """The model of a folder with a state dict (one .pt file) and its `config.ini`, and the STFT it was trained on.
+
+    Raises CheckpointError naming the file where something is missing or does not fit.
+    """
+    folder = Path(folder)
+    configuration, files = folder / "config.ini", sorted(folder.glob("*.pt"))
+    if not configuration.is_file() or len(files) != 1:
+        raise CheckpointError(f"{folder}: expected one .pt file and config.ini, found {len(files)} .pt file(s)")
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.optionxform = str
+    try:
+        ini.read_string(configuration.read_text())
+        rate, window = ini.getint("STFT", "fs"), ini.getfloat("STFT", "wlen_sec")
+        length = round(rate * window)
+        stft = STFT(length, round(length * ini.getfloat("STFT", "hop_percent")))
+        network = dict(ini["Network"])
+    except (configparser.Error, KeyError, ValueError) as error:
+        raise CheckpointError(f"{configuration}: {str(error).splitlines()[0]}") from None
+    if rate != SAMPLE_RATE:
+        raise CheckpointError(f"{configuration}: fs={rate}; expected {SAMPLE_RATE}")
+    try:
+        return import_dvae_speech(unpickle(files[0]), network), stft
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None

@@ -4,11 +4,23 @@ import dataclasses
 
 from torch import nn
 
+from .dkf import DKF, DKFConfig
+from .dsae import DSAE, DSAEConfig
 from .hit_dvae import HiTConfig, HiTDVAE, LigHTDVAE
+from .rvae import RVAE, RVAEConfig
+from .srnn import SRNN, SRNNConfig
+from .storn import STORN, STORNConfig
 from .vae import VAE, VAEConfig
+from .vrnn import VRNN, VRNNConfig
 
 MODELS = {
     "vae": (VAE, VAEConfig),
+    "dkf": (DKF, DKFConfig),
+    "storn": (STORN, STORNConfig),
+    "vrnn": (VRNN, VRNNConfig),
+    "srnn": (SRNN, SRNNConfig),
+    "rvae": (RVAE, RVAEConfig),
+    "dsae": (DSAE, DSAEConfig),
     "hit_dvae": (HiTDVAE, HiTConfig),
     "light_dvae": (LigHTDVAE, HiTConfig),
 }

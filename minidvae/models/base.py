@@ -3,7 +3,7 @@
 A model file, this file and `kernels/` are all that a model needs: copy them into any project.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,18 +43,92 @@ class GaussianHead(nn.Module):
         return Gaussian(self.mean(h), self.log_variance(h))
 
 
-def mlp(inputs: int, widths: Sequence[int], activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def mlp(inputs: int, widths: Sequence[int], activation: str = "tanh") -> nn.Sequential:
     """Linear layers of the given widths, an activation after each. No widths: the identity."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}")
     layers: list[nn.Module] = []
     for width in widths:
-        layers += [nn.Linear(inputs, width), activation()]
+        layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
         inputs = width
     return nn.Sequential(*layers)
+
+
+def affine(layers: nn.Sequential, head: GaussianHead | None = None) -> list[Tensor]:
+    """Weights and biases of an MLP, W, b, W, b, …; those of a head, stacked to [mean, log-variance], at the end."""
+    tensors = [tensor for layer in layers if isinstance(layer, nn.Linear) for tensor in (layer.weight, layer.bias)]
+    if head is not None:
+        tensors.append(torch.cat([head.mean.weight, head.log_variance.weight]))
+        tensors.append(torch.cat([head.mean.bias, head.log_variance.bias]))
+    return tensors
+
+
+class LSTM(nn.LSTM):
+    """A stack of LSTM layers, (batch, frames, inputs) → (batch, frames, width), from a state of zeros.
+
+    reverse: the frames are read from the last to the first (the output for a frame stays in its place).
+    bidirectional: the other direction as well, its output behind that of the first.
+    """
+
+    def __init__(self, inputs: int, width: int, layers: int = 1, reverse: bool = False, bidirectional: bool = False):
+        super().__init__(inputs, width, layers, batch_first=True, bidirectional=bidirectional)
+        self.reverse = reverse
+
+    @property
+    def outputs(self) -> int:
+        return self.hidden_size * (1 + self.bidirectional)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reverse:
+            return super().forward(x.flip(1))[0].flip(1)
+        return super().forward(x)[0]
+
+    def weights(self) -> list[Tensor]:
+        """W_ih, W_hh and the sum of the two biases, of each layer"""
+        return [tensor for w_ih, w_hh, b_ih, b_hh in self.all_weights for tensor in (w_ih, w_hh, b_ih + b_hh)]
+
+    def step(self, x: Tensor, state: list[tuple[Tensor, Tensor]] | None = None):
+        """One frame (batch, inputs) → the output for it and the state after it, (h, c) per layer."""
+        state = state or [(x.new_zeros(len(x), self.hidden_size),) * 2] * self.num_layers
+        after = []
+        for weights, before in zip(self.all_weights, state, strict=True):
+            after.append(torch.lstm_cell(x, before, *weights))
+            x = after[-1][0]
+        return x, after
+
+    def forward_reference(self, x: Tensor) -> Tensor:
+        """`forward`, one frame at a time."""
+        directions = (self.reverse, not self.reverse)[: 1 + self.bidirectional]
+        weights = iter(self.all_weights)
+        for _ in range(self.num_layers):
+            outputs = []
+            for reverse in directions:
+                cell, h = next(weights), []
+                state = (x.new_zeros(len(x), self.hidden_size),) * 2
+                for frame in x.flip(1).unbind(1) if reverse else x.unbind(1):
+                    state = torch.lstm_cell(frame, state, *cell)
+                    h.append(state[0])
+                outputs.append(torch.stack(h[::-1] if reverse else h, dim=1))
+            x = torch.cat(outputs, dim=-1)
+        return x
+
+
+def framewise(function: Callable, *sequences: Tensor) -> Tensor:
+    """A function of one frame applied to sequences (batch, frames, …) frame by frame, as `*_reference` paths do."""
+    return torch.stack([function(*frames) for frames in zip(*(s.unbind(1) for s in sequences), strict=True)], dim=1)
 
 
 def past(sequence: Tensor) -> Tensor:
     """(batch, frames, …) → the same one frame later: zeros, then frames 0 … T−2."""
     return torch.cat([torch.zeros_like(sequence[:, :1]), sequence[:, :-1]], dim=1)
+
+
+def per_frame(w: Tensor, frames: Tensor) -> Tensor:
+    """w (batch, n) repeated along the frames of (batch, frames, …)"""
+    return w[:, None].expand(-1, frames.shape[1], -1)
 
 
 class InputScale(nn.Module):
@@ -100,6 +174,15 @@ class DVAEOutput:
     w: Tensor | None = None  # the sequence latent (w of HiT and LigHT, v of DSAE), (batch, sequence latent)
     q_w: Gaussian | None = None  # its posterior; its prior is N(0, I)
 
+    @classmethod
+    def stack(cls, frames: "list[DVAEOutput]") -> "DVAEOutput":
+        """The frames (batch, …) of a sequence → (batch, frames, …)."""
+        log_variance, z, q_z, p_z = zip(*((f.log_variance, f.z, f.q_z, f.p_z) for f in frames), strict=True)
+        q_z = Gaussian(*(torch.stack(field, dim=1) for field in zip(*q_z, strict=True)))
+        if p_z := [p for p in p_z if p is not None] or None:
+            p_z = Gaussian(*(torch.stack(field, dim=1) for field in zip(*p_z, strict=True)))
+        return cls(torch.stack(log_variance, dim=1), torch.stack(z, dim=1), q_z, p_z)
+
 
 @dataclass
 class DVAEConfig:
@@ -115,6 +198,7 @@ class DVAE(nn.Module):
     """A dynamical VAE on power spectra x (batch, frames, bins). Subclasses define `forward` and `sample`."""
 
     autoregressive = False  # whether x_{t−1} feeds the decoder, so that the two modes of resynthesis differ
+    kl_w_per_frame = True  # whether the KL of the sequence latent enters the loss divided by the number of frames
     output: nn.Linear  # the last layer, to log-variance
 
     def __init__(self, config: DVAEConfig):
@@ -149,7 +233,7 @@ class DVAE(nn.Module):
         """−ELBO per frame, mean over the batch; and its terms, detached.
 
         reconstruction: Σ_f d_IS per frame; kl_z: per frame; kl_w: per sequence (it enters the loss divided
-        by the number of frames, as the bound over a sequence is).
+        by the number of frames, as the bound over a sequence is, unless the model says otherwise).
         """
         output = self(batch, noise)
         terms = {"reconstruction": is_divergence(batch, output.log_variance).mean()}
@@ -157,7 +241,7 @@ class DVAE(nn.Module):
         loss = terms["reconstruction"] + self.config.beta_z * terms["kl_z"]
         if output.q_w is not None:
             terms["kl_w"] = gaussian_kl(*output.q_w).mean()
-            loss = loss + self.config.beta_w * terms["kl_w"] / batch.shape[1]
+            loss = loss + self.config.beta_w * terms["kl_w"] / (batch.shape[1] if self.kl_w_per_frame else 1)
         return loss, {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
@@ -179,3 +263,71 @@ class DVAE(nn.Module):
     def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         """n sequences drawn from the prior → log-variance (n, frames, bins)."""
         raise NotImplementedError
+
+
+class AutoregressiveDVAE(DVAE):
+    """A recurrent DVAE whose decoder sees x_{t−1}. Subclasses define `step`, the decoder and the prior of one frame.
+
+    Decoding from the own past is a stream of its own: z comes from the pass over the true x, then the decoder
+    and the prior run on a state that has seen only e^{l_{t−1}} and z.
+    """
+
+    autoregressive = True
+
+    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z: Callable[[Gaussian | None], Tensor]):
+        """One frame from the scaled x_{t−1}, z_{t−1} and the state before it (None at the first frame).
+
+        draw_z turns the prior of z_t (None for N(0, I)) into z_t. Returns l_t, z_t and the state after.
+        """
+        raise NotImplementedError
+
+    def feed_back(self, log_variance: Tensor) -> Tensor:
+        """The model's own output on the scale of its input."""
+        return self.input_scale(torch.exp(log_variance.clamp(*LOG_VARIANCE_RANGE)))
+
+    @torch.no_grad()
+    def unroll(self, first: Tensor, frames: int, draw_z, true: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Frame by frame from the own past → log-variance and the scaled past that was fed, (batch, frames, bins).
+
+        first: z_0 (batch, latent); draw_z(t, prior) gives z_t. With `true` (the scaled spectrum) a past frame is
+        the own output with probability `own_past`, for each sequence and frame by itself, and the true one else.
+        """
+        z, state = first, None
+        x_past = z.new_zeros(len(z), self.config.bins)
+        outputs, fed = [], []
+        own = None if true is None else torch.rand(frames, len(z), 1, device=z.device) < self.own_past
+        for t in range(frames):
+            log_variance, z, state = self.step(x_past, z, state, lambda prior, t=t: draw_z(t, prior))
+            outputs.append(log_variance)
+            fed.append(x_past)
+            x_past = self.feed_back(log_variance)
+            if true is not None:
+                x_past = torch.where(own[t], x_past, true[:, t])
+        torch.clear_autocast_cache()  # it now holds weights cast without gradient
+        return torch.stack(outputs, dim=1), torch.stack(fed, dim=1)
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether a forward pass replaces a part of the past by the model's own output (scheduled sampling)."""
+        return self.training and self.own_past > 0
+
+    def mixed_past(self, inputs: Tensor, z: Tensor) -> Tensor:
+        """The scaled past for scheduled sampling, in part true and in part own output, (batch, frames, bins).
+
+        The own outputs carry no gradient, so that one pass over this past, all frames at once, has the same
+        values and the same gradients as the loop that made it.
+        """
+        return self.unroll(torch.zeros_like(z[:, 0]), z.shape[1], lambda t, _: z[:, t], inputs)[1]
+
+    def resynthesise_from_own_past(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        z = self(x, noise).z
+        return self.unroll(torch.zeros_like(z[:, 0]), z.shape[1], lambda t, _: z[:, t])[0]
+
+    @torch.no_grad()
+    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = self.draw_noise(n, frames, generator)
+
+        def draw_z(t: int, prior: Gaussian | None) -> Tensor:
+            return noise[:, t] if prior is None else prior.sample(noise[:, t])
+
+        return self.unroll(torch.zeros_like(noise[:, 0]), frames, draw_z)[0]

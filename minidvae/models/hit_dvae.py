@@ -140,6 +140,8 @@ class HiTDVAE(DVAE):
         super().__init__(config)
         if config.variant not in VARIANTS:
             raise ValueError(f"variant={config.variant!r} is none of {', '.join(VARIANTS)}")
+        if config.width % 2 or config.width % config.heads:
+            raise ValueError(f"width={config.width} is not even, or not divisible by heads={config.heads}")
         self.w_embedding = nn.Linear(config.bins, config.w_embedding)
         self.w_rnn = nn.LSTM(
             config.w_embedding, config.w_hidden, config.w_layers, batch_first=True, bidirectional=True
@@ -200,7 +202,7 @@ class HiTDVAE(DVAE):
         q_z = self.infer_z(inputs, w, positions)
         z = q_z.sample(noise_z)
         x_past = past(inputs)
-        if self.training and self.own_past > 0:
+        if self.own_past > 0:
             x_past = self.replace_past(x_past, z, w, positions)
         p_z = self.prior(past(z), w, x_past, positions)
         return DVAEOutput(self.likelihood(z, w, x_past, positions), z, q_z, p_z, w, q_w)

@@ -1,0 +1,102 @@
+"""Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE benchmark paper, Table 2)."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .. import audio, figures, metrics
+from ..audio import STFT
+from ..corpus import Corpus
+from ..models.base import DVAE
+
+COLUMNS = {  # measure: heading, decimals
+    "rmse": ("RMSE", 4),
+    "si_sdr": ("SI-SDR", 2),
+    "pesq": ("PESQ", 2),
+    "pesq_lqo": ("PESQ-LQO", 2),
+    "stoi": ("STOI", 3),
+    "estoi": ("ESTOI", 3),
+}
+
+# On these corpora, as printed: LigHT-DVAE paper, Table 1, own past for the autoregressive models.
+PUBLISHED = {
+    "WSJ0": {
+        "vae": {"rmse": 0.040, "si_sdr": 7.4, "pesq": 3.28, "estoi": 0.88},
+        "dkf": {"rmse": 0.037, "si_sdr": 8.3, "pesq": 3.51, "estoi": 0.91},
+        "rvae": {"rmse": 0.034, "si_sdr": 8.9, "pesq": 3.53, "estoi": 0.91},
+        "srnn": {"rmse": 0.036, "si_sdr": 8.7, "pesq": 3.57, "estoi": 0.91},
+        "hit_dvae": {"rmse": 0.031, "si_sdr": 10.0, "pesq": 3.52, "estoi": 0.91},
+        "light_dvae": {"rmse": 0.030, "si_sdr": 10.1, "pesq": 3.55, "estoi": 0.91},
+    },
+    "VoiceBank": {
+        "vae": {"rmse": 0.052, "si_sdr": 8.4, "pesq": 3.24, "estoi": 0.89},
+        "dkf": {"rmse": 0.048, "si_sdr": 9.3, "pesq": 3.44, "estoi": 0.91},
+        "rvae": {"rmse": 0.050, "si_sdr": 8.9, "pesq": 3.39, "estoi": 0.90},
+        "srnn": {"rmse": 0.044, "si_sdr": 10.1, "pesq": 3.42, "estoi": 0.91},
+        "hit_dvae": {"rmse": 0.039, "si_sdr": 11.4, "pesq": 3.60, "estoi": 0.93},
+        "light_dvae": {"rmse": 0.038, "si_sdr": 11.6, "pesq": 3.58, "estoi": 0.93},
+    },
+}
+
+
+def resynthesise(model: DVAE, stft: STFT, waveform: np.ndarray, mode: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One whole utterance through the model: one draw of z per frame (seeded), the phase of the input.
+
+    waveform: (samples,). Returns the resynthesis (samples,) and its log-variance (frames, bins).
+    """
+    device = next(model.parameters()).device
+    spectrum = stft.analyse(torch.from_numpy(waveform).to(device))
+    power = spectrum.abs().square()[None]
+    noise = model.draw_noise(1, power.shape[1], torch.Generator().manual_seed(seed))
+    log_variance = model.resynthesise(power, mode, noise)[0]
+    return audio.resynthesise(log_variance, spectrum, stft, len(waveform)).cpu().numpy(), log_variance.cpu().numpy()
+
+
+def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, seed: int = 0, examples: int = 3) -> dict:
+    """Resynthesise every utterance of `test`, measure it, and write wav files and a figure of the first `examples`.
+
+    Metrics run on all cores while the next utterance is resynthesised. Returns {"summary": …, "utterances": …}.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for index, utterance in enumerate(test.utterances):
+            waveform = test.waveform(index)
+            estimate, log_variance = resynthesise(model, stft, waveform, mode, seed + index)
+            if index < examples:
+                audio.write(folder / f"{utterance.name}-original.wav", waveform)
+                audio.write(folder / f"{utterance.name}-resynthesis.wav", estimate)
+                original = stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
+                panels = [(f"{utterance.name}: original", original), ("reconstruction", np.exp(log_variance))]
+                figures.spectrograms(panels, stft, folder / f"{utterance.name}.png")
+            seconds = len(waveform) / audio.SAMPLE_RATE
+            rows.append({"name": utterance.name, "speaker": utterance.speaker, "seconds": seconds})
+            yield waveform, estimate
+
+    with tqdm(total=len(test), desc="resynthesis", unit="utterance", disable=None) as bar:
+        measured = metrics.resynthesis_metrics_of(pairs(), progress=bar.update)
+    for row, values in zip(rows, measured, strict=True):
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {"mode": mode, "summary": metrics.summary(measured), "utterances": rows}
+
+
+def table(results: list[tuple[str, str, dict]], layout: str) -> str:
+    """(row title, model name, result) → the table, with the published rows under it where the corpus is theirs."""
+    width = max(len(title) for title, _, _ in results)
+    lines = [" " * width + "".join(f"{heading:>18}" for heading, _ in COLUMNS.values())]
+    for title, _, result in results:
+        cells = []
+        for measure, (_, d) in COLUMNS.items():
+            mean, error = (result["summary"][measure][key] for key in ("mean", "standard_error"))
+            cells.append(f"{mean:.{d}f} ± {error:.{d}f}".removesuffix(" ± nan"))
+        lines.append(f"{title:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
+    for model in dict.fromkeys(model for _, model, _ in results):
+        if published := PUBLISHED.get(layout, {}).get(model):
+            cells = [f"{published[name]:.{d}f}" if name in published else "" for name, (_, d) in COLUMNS.items()]
+            lines.append(f"{model + ' (paper)':<{width}}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""DKF: deep Kalman filter (Krishnan et al. 2015, 2017; benchmark paper, section 5).
+
+    g_t = LSTM(MLP(x_t), g_{t+1})                              from the last frame to the first
+    q(z_t | z_{t−1}, x_{t:T}) = head(MLP(g̃_t)),  g̃_t = ½(MLP(z_{t−1}) + g_t)
+    p(z_t | z_{t−1}):  from z = z_{t−1},  γ = σ(W₂ relu(W₁ z)),  u = V₂ relu(V₁ z):
+                       mean (1−γ)⊙A z + γ⊙u,  variance softplus(B relu(u))
+    p(x_t | z_t):  l_t = linear(MLP(z_t))
+
+With `bidirectional` g reads both ways and g̃_t is the mean of three terms. `latent_scan` runs the posterior; the
+prior and the decoder are one pass over all frames.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import latent_scan
+from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, affine, framewise, mlp, past
+
+
+@dataclass
+class DKFConfig(DVAEConfig):
+    x_hidden: tuple[int, ...] = (256,)
+    rnn: int = 128
+    z_hidden: tuple[int, ...] = (32, 64)  # MLP on z_{t−1}; a last layer of width `rnn` follows
+    posterior_hidden: tuple[int, ...] = (64, 32)
+    decoder_hidden: tuple[int, ...] = (32, 64, 128, 256)
+    bidirectional: bool = False
+    layers: int = 1  # of the LSTM
+    activation: str = "tanh"
+
+
+class GatedTransition(nn.Module):
+    """z_{t−1} → p(z_t | z_{t−1}), from a linear to a nonlinear move by a gate per dimension."""
+
+    def __init__(self, latent: int):
+        super().__init__()
+        self.gate = nn.Sequential(nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent), nn.Sigmoid())
+        self.proposal = nn.Sequential(nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent))
+        self.mean = nn.Linear(latent, latent)
+        self.variance = nn.Linear(latent, latent)  # before the softplus
+
+    def forward(self, z: Tensor) -> Gaussian:
+        gate, proposal = self.gate(z), self.proposal(z)
+        mean = (1 - gate) * self.mean(z) + gate * proposal
+        return Gaussian(mean, log_softplus(self.variance(torch.relu(proposal))))
+
+
+def log_softplus(a: Tensor) -> Tensor:
+    """log log(1 + eᵃ), which is a itself to rounding where eᵃ is small."""
+    return torch.where(a < -16, a, F.softplus(a.clamp_min(-16)).log())
+
+
+class DKF(DVAE):
+    def __init__(self, config: DKFConfig):
+        super().__init__(config)
+        activation, bins, latent = config.activation, config.bins, config.latent
+        self.mlp_x = mlp(bins, config.x_hidden, activation)
+        inputs = (bins, *config.x_hidden)[-1]
+        self.lstm_g = LSTM(inputs, config.rnn, config.layers, not config.bidirectional, config.bidirectional)
+        self.mlp_z = mlp(latent, (*config.z_hidden, config.rnn), activation)
+        self.posterior_mlp = mlp(config.rnn, config.posterior_hidden, activation)
+        self.posterior = GaussianHead((config.rnn, *config.posterior_hidden)[-1], latent)
+        self.prior = GatedTransition(latent)
+        self.decoder = mlp(latent, config.decoder_hidden, activation)
+        self.output = nn.Linear((latent, *config.decoder_hidden)[-1], bins)
+        self.share = 1 / (2 + config.bidirectional)  # of each term in g̃
+
+    def infer_z(self, g: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
+        """q(z_t | z_{t−1}, x_{t:T}) and its sample, from g (batch, frames, rnn), the sum over directions."""
+        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
+        weight = self.share * weight
+        mean, log_variance, z, _ = latent_scan(
+            F.linear(g, weight, bias),
+            noise,
+            [self.mlp_z(torch.zeros_like(noise[:, 0]))],
+            [weight, *rest],
+            affine(self.mlp_z),
+            activation=self.config.activation,
+        )
+        return Gaussian(mean, log_variance), z
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
+        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        g = self.sum_directions(self.lstm_g(self.mlp_x(self.input_scale(x))))
+        q_z, z = self.infer_z(g, noise)
+        return DVAEOutput(self.output(self.decoder(z)), z, q_z, self.prior(past(z)))
+
+    def sum_directions(self, g: Tensor) -> Tensor:
+        return g.unflatten(-1, (-1, self.config.rnn)).sum(-2)
+
+    @torch.no_grad()
+    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        noise = self.draw_noise(n, frames, generator)
+        z = [torch.zeros_like(noise[:, 0])]
+        for t in range(frames):
+            z.append(self.prior(z[-1]).sample(noise[:, t]))
+        return self.output(self.decoder(torch.stack(z[1:], dim=1)))
+
+    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
+        """`forward`, one frame at a time."""
+        g = self.sum_directions(self.lstm_g.forward_reference(framewise(self.mlp_x, self.input_scale(x))))
+        frames, z = [], torch.zeros_like(noise[:, 0])
+        for t in range(x.shape[1]):
+            q_z = self.posterior(self.posterior_mlp(self.share * (self.mlp_z(z) + g[:, t])))
+            p_z = self.prior(z)
+            z = q_z.sample(noise[:, t])
+            frames.append(DVAEOutput(self.output(self.decoder(z)), z, q_z, p_z))
+        return DVAEOutput.stack(frames)

@@ -1,0 +1,109 @@
+"""DSAE: disentangled sequential autoencoder (Li & Mandt 2018; benchmark paper, section 11).
+
+    φ_t = MLP(x_t)
+    q(v | x_{1:T}) = head(MLP(final states of a bidirectional LSTM on φ))          one v per sequence, p(v) = N(0, I)
+    q(z_t | v, x_{1:T}) = head(RNN(MLP(bidirectional LSTM on MLP([φ_t, v]))))      RNN: plain, tanh, forward in time
+    p(z_t | z_{1:t−1}) = head(LSTM(z_{t−1}))
+    p(x_t | z_t, v):  l_t = linear(MLP([v, z_t]))
+
+v takes the place of the sequence latent w in outputs, terms and settings. Nothing waits for a sample of z: every
+layer is one pass over all frames.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, framewise, mlp, past, per_frame
+
+
+@dataclass
+class DSAEConfig(DVAEConfig):
+    beta_w: float = 1.0  # weight of KL(q(v) ‖ p(v)) in the loss
+    w_latent: int = 16  # of v
+    x_hidden: tuple[int, ...] = (256,)
+    v_rnn: int = 128  # per direction
+    v_hidden: tuple[int, ...] = (64, 32)
+    xv_hidden: tuple[int, ...] = (256,)  # MLP on [φ_t, v]
+    xv_rnn: int = 128  # per direction
+    z_hidden: tuple[int, ...] = (64,)  # MLP before the plain RNN
+    z_rnn: int = 32
+    prior_rnn: int = 32
+    decoder_hidden: tuple[int, ...] = (32, 64, 128, 256)
+    layers: int = 1  # of each recurrent network
+    activation: str = "tanh"
+
+
+class DSAE(DVAE):
+    kl_w_per_frame = False  # as published: v weighs T times more in the loss than in the bound
+
+    def __init__(self, config: DSAEConfig):
+        super().__init__(config)
+        activation, bins, latent, layers = config.activation, config.bins, config.latent, config.layers
+        features = (bins, *config.x_hidden)[-1]
+        self.mlp_x = mlp(bins, config.x_hidden, activation)
+        self.lstm_v = LSTM(features, config.v_rnn, layers, bidirectional=True)
+        self.mlp_v = mlp(2 * config.v_rnn, config.v_hidden, activation)
+        self.posterior_v = GaussianHead((2 * config.v_rnn, *config.v_hidden)[-1], config.w_latent)
+        self.mlp_xv = mlp(features + config.w_latent, config.xv_hidden, activation)
+        inputs = (features + config.w_latent, *config.xv_hidden)[-1]
+        self.lstm_xv = LSTM(inputs, config.xv_rnn, layers, bidirectional=True)
+        self.mlp_z = mlp(2 * config.xv_rnn, config.z_hidden, activation)
+        self.rnn_z = nn.RNN((2 * config.xv_rnn, *config.z_hidden)[-1], config.z_rnn, layers, batch_first=True)
+        self.posterior = GaussianHead(config.z_rnn, latent)
+        self.lstm_prior = LSTM(latent, config.prior_rnn, layers)
+        self.prior = GaussianHead(config.prior_rnn, latent)
+        self.decoder = mlp(config.w_latent + latent, config.decoder_hidden, activation)
+        self.output = nn.Linear((config.w_latent + latent, *config.decoder_hidden)[-1], bins)
+
+    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None):
+        noise_z = super().draw_noise(batch, frames, generator)
+        return noise_z, self._normal((batch, self.config.w_latent), generator)
+
+    def infer_v(self, states: Tensor) -> Gaussian:
+        """q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at the first."""
+        width = self.config.v_rnn
+        return self.posterior_v(self.mlp_v(torch.cat([states[:, -1, :width], states[:, 0, width:]], dim=-1)))
+
+    def likelihood(self, v: Tensor, z: Tensor) -> Tensor:
+        """log-variance of p(x_t | z_t, v), z being (batch, frames, latent)"""
+        return self.output(self.decoder(torch.cat([per_frame(v, z), z], dim=-1)))
+
+    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
+        noise_z, noise_v = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        features = self.mlp_x(self.input_scale(x))
+        q_v = self.infer_v(self.lstm_v(features))
+        v = q_v.sample(noise_v)
+        g = self.lstm_xv(self.mlp_xv(torch.cat([features, per_frame(v, features)], dim=-1)))
+        q_z = self.posterior(self.rnn_z(self.mlp_z(g))[0])
+        z = q_z.sample(noise_z)
+        p_z = self.prior(self.lstm_prior(past(z)))
+        return DVAEOutput(self.likelihood(v, z), z, q_z, p_z, v, q_v)
+
+    @torch.no_grad()
+    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        noise, v = self.draw_noise(n, frames, generator)
+        z, state = [torch.zeros_like(noise[:, 0])], None
+        for t in range(frames):
+            h, state = self.lstm_prior.step(z[-1], state)
+            z.append(self.prior(h).sample(noise[:, t]))
+        return self.likelihood(v, torch.stack(z[1:], dim=1))
+
+    def forward_reference(self, x: Tensor, noise: tuple[Tensor, Tensor]) -> DVAEOutput:
+        """`forward`, one frame at a time."""
+        noise_z, noise_v = noise
+        features = framewise(self.mlp_x, self.input_scale(x))
+        q_v = self.infer_v(self.lstm_v.forward_reference(features))
+        v = q_v.sample(noise_v)
+        g = framewise(lambda frame: self.mlp_xv(torch.cat([frame, v], dim=-1)), features)
+        g = self.lstm_xv.forward_reference(g)
+        frames, z, state, prior_state = [], torch.zeros_like(noise_z[:, 0]), None, None
+        for t in range(x.shape[1]):
+            h, state = self.rnn_z(self.mlp_z(g[:, t : t + 1]), state)
+            prior_h, prior_state = self.lstm_prior.step(z, prior_state)
+            q_z, p_z = self.posterior(h[:, 0]), self.prior(prior_h)
+            z = q_z.sample(noise_z[:, t])
+            frames.append(DVAEOutput(self.output(self.decoder(torch.cat([v, z], dim=-1))), z, q_z, p_z))
+        return dataclasses.replace(DVAEOutput.stack(frames), w=v, q_w=q_v)

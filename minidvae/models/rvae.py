@@ -1,0 +1,93 @@
+"""RVAE: recurrent VAE (Leglaive et al. 2020; benchmark paper, section 10).
+
+    gx_t = LSTM(MLP(x_t), gx_{t+1})                            from the last frame to the first
+    gz_t = LSTM(MLP(z_{t−1}), gz_{t−1})
+    q(z_t | z_{1:t−1}, x_{t:T}) = head(MLP([gx_t, gz_t]))      p(z_t) = N(0, I)
+    h_t = LSTM(MLP(z_t), h_{t−1})
+    p(x_t | z_{1:t}):       l_t = linear(MLP(h_t))
+
+Non-causal (`bidirectional`): gx reads both ways (the causal direction's outputs come last), and so does h. The
+RVAE of its own paper has no MLPs: every width list empty.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import latent_scan
+from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, affine, framewise, mlp
+
+
+@dataclass
+class RVAEConfig(DVAEConfig):
+    x_hidden: tuple[int, ...] = (256,)  # MLP on x_t before gx
+    gx_rnn: int = 128
+    z_hidden: tuple[int, ...] = (32, 64)  # MLP on z_{t−1} before gz
+    gz_rnn: int = 128
+    posterior_hidden: tuple[int, ...] = (64, 32)
+    decoder_z_hidden: tuple[int, ...] = (32, 64)  # MLP on z_t before h
+    h_rnn: int = 128
+    decoder_hidden: tuple[int, ...] = (256,)
+    bidirectional: bool = False  # non-causal
+    layers: int = 1  # of each LSTM
+    activation: str = "tanh"
+
+
+class RVAE(DVAE):
+    def __init__(self, config: RVAEConfig):
+        super().__init__(config)
+        activation, bins, latent, both = config.activation, config.bins, config.latent, config.bidirectional
+        self.mlp_x = mlp(bins, config.x_hidden, activation)
+        self.lstm_gx = LSTM((bins, *config.x_hidden)[-1], config.gx_rnn, config.layers, True, both)
+        self.mlp_gz = mlp(latent, config.z_hidden, activation)
+        self.lstm_gz = LSTM((latent, *config.z_hidden)[-1], config.gz_rnn, config.layers)
+        g = self.lstm_gx.outputs + config.gz_rnn
+        self.posterior_mlp = mlp(g, config.posterior_hidden, activation)
+        self.posterior = GaussianHead((g, *config.posterior_hidden)[-1], latent)
+        self.mlp_h = mlp(latent, config.decoder_z_hidden, activation)
+        self.lstm_h = LSTM((latent, *config.decoder_z_hidden)[-1], config.h_rnn, config.layers, False, both)
+        self.decoder = mlp(self.lstm_h.outputs, config.decoder_hidden, activation)
+        self.output = nn.Linear((self.lstm_h.outputs, *config.decoder_hidden)[-1], bins)
+
+    def infer_z(self, gx: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
+        """q(z_t | z_{1:t−1}, x_{t:T}) and its sample, from gx (batch, frames, ·)."""
+        width = gx.shape[-1]
+        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
+        _, state = self.lstm_gz.step(self.mlp_gz(torch.zeros_like(noise[:, 0])))
+        mean, log_variance, z, _ = latent_scan(
+            F.linear(gx, weight[:, :width], bias),
+            noise,
+            [tensor for layer in state for tensor in layer],
+            [weight[:, width:], *rest],
+            affine(self.mlp_gz),
+            self.lstm_gz.weights(),
+            activation=self.config.activation,
+        )
+        return Gaussian(mean, log_variance), z
+
+    def likelihood(self, z: Tensor) -> Tensor:
+        """log-variance of p(x_t | z_{1:t}), z (batch, frames, latent)"""
+        return self.output(self.decoder(self.lstm_h(self.mlp_h(z))))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
+        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        q_z, z = self.infer_z(self.lstm_gx(self.mlp_x(self.input_scale(x))), noise)
+        return DVAEOutput(self.likelihood(z), z, q_z)
+
+    @torch.no_grad()
+    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.likelihood(self.draw_noise(n, frames, generator))
+
+    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
+        """`forward`, one frame at a time."""
+        gx = self.lstm_gx.forward_reference(framewise(self.mlp_x, self.input_scale(x)))
+        q, zs, z, state = [], [], torch.zeros_like(noise[:, 0]), None
+        for t in range(x.shape[1]):
+            gz, state = self.lstm_gz.step(self.mlp_gz(z), state)
+            q.append(self.posterior(self.posterior_mlp(torch.cat([gx[:, t], gz], dim=-1))))
+            z = q[-1].sample(noise[:, t])
+            zs.append(z)
+        h = self.lstm_h.forward_reference(framewise(self.mlp_h, torch.stack(zs, dim=1)))
+        return DVAEOutput.stack([DVAEOutput(self.output(self.decoder(h[:, t])), z, q[t]) for t, z in enumerate(zs)])

@@ -1,0 +1,107 @@
+"""SRNN: stochastic recurrent neural network (Fraccaro et al. 2016; benchmark paper, section 9).
+
+    h_t = LSTM(MLP(x_{t−1}), h_{t−1})
+    g_t = LSTM(MLP([h_t, x_t]), g_{t+1})                       from the last frame to the first
+    q(z_t | z_{t−1}, x_{1:T})     = head(MLP([g_t, z_{t−1}]))
+    p(z_t | z_{t−1}, x_{1:t−1})   = head(MLP([h_t, z_{t−1}]))
+    p(x_t | z_t, x_{1:t−1}):  l_t = linear(MLP([h_t, z_t]))
+
+Only the posterior waits for z_{t−1}: `latent_scan` runs it; all else is one pass over all frames.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import latent_scan
+from .base import (
+    LSTM,
+    AutoregressiveDVAE,
+    DVAEConfig,
+    DVAEOutput,
+    Gaussian,
+    GaussianHead,
+    affine,
+    framewise,
+    mlp,
+    past,
+)
+
+
+@dataclass
+class SRNNConfig(DVAEConfig):
+    x_hidden: tuple[int, ...] = (256,)  # MLP on x_{t−1} before h
+    h_rnn: int = 128
+    hx_hidden: tuple[int, ...] = (256,)  # MLP on [h_t, x_t] before g
+    g_rnn: int = 128
+    posterior_hidden: tuple[int, ...] = (64, 32)
+    prior_hidden: tuple[int, ...] = (64, 32)
+    decoder_hidden: tuple[int, ...] = (256,)
+    layers: int = 1  # of each LSTM
+    activation: str = "tanh"
+
+
+class SRNN(AutoregressiveDVAE):
+    def __init__(self, config: SRNNConfig):
+        super().__init__(config)
+        activation, bins, latent = config.activation, config.bins, config.latent
+        self.mlp_x = mlp(bins, config.x_hidden, activation)
+        self.lstm_h = LSTM((bins, *config.x_hidden)[-1], config.h_rnn, config.layers)
+        self.mlp_hx = mlp(config.h_rnn + bins, config.hx_hidden, activation)
+        self.lstm_g = LSTM((config.h_rnn + bins, *config.hx_hidden)[-1], config.g_rnn, config.layers, reverse=True)
+        gz, hz = config.g_rnn + latent, config.h_rnn + latent
+        self.posterior_mlp = mlp(gz, config.posterior_hidden, activation)
+        self.posterior = GaussianHead((gz, *config.posterior_hidden)[-1], latent)
+        self.prior_mlp = mlp(hz, config.prior_hidden, activation)
+        self.prior = GaussianHead((hz, *config.prior_hidden)[-1], latent)
+        self.decoder = mlp(hz, config.decoder_hidden, activation)
+        self.output = nn.Linear((hz, *config.decoder_hidden)[-1], bins)
+
+    def infer_z(self, g: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
+        """q(z_t | z_{t−1}, x_{1:T}) and its sample, from g (batch, frames, ·)."""
+        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
+        of_g, of_z = weight.split([g.shape[-1], self.config.latent], dim=1)
+        first = [torch.zeros_like(noise[:, 0])]
+        posterior = [of_z, *rest]
+        mean, log_variance, z, _ = latent_scan(
+            F.linear(g, of_g, bias), noise, first, posterior, activation=self.config.activation
+        )
+        return Gaussian(mean, log_variance), z
+
+    def infer_prior(self, h: Tensor, z_past: Tensor) -> Gaussian:
+        """p(z_t | z_{t−1}, x_{1:t−1})"""
+        return self.prior(self.prior_mlp(torch.cat([h, z_past], dim=-1)))
+
+    def likelihood(self, h: Tensor, z: Tensor) -> Tensor:
+        """log-variance of p(x_t | z_t, x_{1:t−1})"""
+        return self.output(self.decoder(torch.cat([h, z], dim=-1)))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
+        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        inputs = self.input_scale(x)
+        h = self.lstm_h(self.mlp_x(past(inputs)))
+        g = self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1)))
+        q_z, z = self.infer_z(g, noise)
+        if self.feeds_back:
+            h = self.lstm_h(self.mlp_x(self.mixed_past(inputs, z)))
+        return DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h, past(z)))
+
+    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
+        h, state = self.lstm_h.step(self.mlp_x(x_past), state)
+        z = draw_z(self.infer_prior(h, z_past))
+        return self.likelihood(h, z), z, state
+
+    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
+        """`forward` with the true past, one frame at a time."""
+        inputs = self.input_scale(x)
+        h = self.lstm_h.forward_reference(framewise(self.mlp_x, past(inputs)))
+        g = self.lstm_g.forward_reference(framewise(self.mlp_hx, torch.cat([h, inputs], dim=-1)))
+        frames, z = [], torch.zeros_like(noise[:, 0])
+        for t in range(x.shape[1]):
+            q_z = self.posterior(self.posterior_mlp(torch.cat([g[:, t], z], dim=-1)))
+            p_z = self.infer_prior(h[:, t], z)
+            z = q_z.sample(noise[:, t])
+            frames.append(DVAEOutput(self.likelihood(h[:, t], z), z, q_z, p_z))
+        return DVAEOutput.stack(frames)

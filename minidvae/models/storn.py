@@ -1,0 +1,70 @@
+"""STORN: stochastic recurrent network (Bayer & Osendorfer 2014; benchmark paper, section 7).
+
+    g_t = LSTM(MLP(x_t), g_{t−1})                              q(z_t | x_{1:t}) = head(MLP(g_t))
+    h_t = LSTM([MLP(z_t), MLP(x_{t−1})], h_{t−1})              p(x_t | x_{1:t−1}, z_{1:t}): l_t = linear(MLP(h_t))
+                                                               p(z_t) = N(0, I)
+
+Nothing waits for a sample of z: every layer is one pass over all frames.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import LSTM, AutoregressiveDVAE, DVAEConfig, DVAEOutput, GaussianHead, framewise, mlp, past
+
+
+@dataclass
+class STORNConfig(DVAEConfig):
+    x_hidden: tuple[int, ...] = (256,)  # MLP on x_t before g
+    g_rnn: int = 128
+    posterior_hidden: tuple[int, ...] = (64, 32)
+    z_hidden: tuple[int, ...] = (32, 64)  # MLP on z_t before h
+    past_hidden: tuple[int, ...] = (256,)  # MLP on x_{t−1} before h
+    h_rnn: int = 128
+    decoder_hidden: tuple[int, ...] = (256,)
+    layers: int = 1  # of each LSTM
+    activation: str = "tanh"
+
+
+class STORN(AutoregressiveDVAE):
+    def __init__(self, config: STORNConfig):
+        super().__init__(config)
+        activation, bins, latent = config.activation, config.bins, config.latent
+        self.mlp_x = mlp(bins, config.x_hidden, activation)
+        self.lstm_g = LSTM((bins, *config.x_hidden)[-1], config.g_rnn, config.layers)
+        self.mlp_g = mlp(config.g_rnn, config.posterior_hidden, activation)
+        self.posterior = GaussianHead((config.g_rnn, *config.posterior_hidden)[-1], latent)
+        self.mlp_z = mlp(latent, config.z_hidden, activation)
+        self.mlp_past = mlp(bins, config.past_hidden, activation)
+        inputs = (latent, *config.z_hidden)[-1] + (bins, *config.past_hidden)[-1]
+        self.lstm_h = LSTM(inputs, config.h_rnn, config.layers)
+        self.mlp_h = mlp(config.h_rnn, config.decoder_hidden, activation)
+        self.output = nn.Linear((config.h_rnn, *config.decoder_hidden)[-1], bins)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
+        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        inputs = self.input_scale(x)
+        q_z = self.posterior(self.mlp_g(self.lstm_g(self.mlp_x(inputs))))
+        z = q_z.sample(noise)
+        x_past = self.mixed_past(inputs, z) if self.feeds_back else past(inputs)
+        h = self.lstm_h(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1))
+        return DVAEOutput(self.output(self.mlp_h(h)), z, q_z)
+
+    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
+        z = draw_z(None)
+        h, state = self.lstm_h.step(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state)
+        return self.output(self.mlp_h(h)), z, state
+
+    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
+        """`forward` with the true past, one frame at a time."""
+        inputs = self.input_scale(x)
+        g = self.lstm_g.forward_reference(framewise(self.mlp_x, inputs))
+        frames, state = [], None
+        for t, x_past in enumerate(past(inputs).unbind(1)):
+            q_z = self.posterior(self.mlp_g(g[:, t]))
+            z = q_z.sample(noise[:, t])
+            h, state = self.lstm_h.step(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state)
+            frames.append(DVAEOutput(self.output(self.mlp_h(h)), z, q_z))
+        return DVAEOutput.stack(frames)

@@ -1,0 +1,98 @@
+"""VRNN: variational recurrent neural network (Chung et al. 2015; benchmark paper, section 8).
+
+    φx_t = MLP(x_t),   φz_t = MLP(z_t)
+    q(z_t | x_{1:t}, z_{1:t−1})   = head(MLP([φx_t, h_t]))
+    p(z_t | x_{1:t−1}, z_{1:t−1}) = head(MLP(h_t))
+    p(x_t | x_{1:t−1}, z_{1:t}):  l_t = linear(MLP([φz_t, h_t]))
+    h_{t+1} = LSTM([φx_t, φz_t], h_t),  h_1 = 0                all three use h_t, which has not seen x_t or z_t
+
+`latent_scan` runs posterior and LSTM; the prior and the decoder are one pass over all frames.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import latent_scan
+from .base import LSTM, AutoregressiveDVAE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, affine, mlp
+
+
+@dataclass
+class VRNNConfig(DVAEConfig):
+    x_hidden: tuple[int, ...] = (256,)
+    z_hidden: tuple[int, ...] = (32, 64)
+    rnn: int = 128
+    posterior_hidden: tuple[int, ...] = (64, 32)
+    prior_hidden: tuple[int, ...] = (64, 32)
+    decoder_hidden: tuple[int, ...] = (256,)
+    layers: int = 1  # of the LSTM
+    activation: str = "tanh"
+
+
+class VRNN(AutoregressiveDVAE):
+    def __init__(self, config: VRNNConfig):
+        super().__init__(config)
+        activation = config.activation
+        of_x, of_z = (config.bins, *config.x_hidden)[-1], (config.latent, *config.z_hidden)[-1]
+        self.mlp_x = mlp(config.bins, config.x_hidden, activation)
+        self.mlp_z = mlp(config.latent, config.z_hidden, activation)
+        self.lstm = LSTM(of_x + of_z, config.rnn, config.layers)
+        self.posterior_mlp = mlp(of_x + config.rnn, config.posterior_hidden, activation)
+        self.posterior = GaussianHead((of_x + config.rnn, *config.posterior_hidden)[-1], config.latent)
+        self.prior_mlp = mlp(config.rnn, config.prior_hidden, activation)
+        self.prior = GaussianHead((config.rnn, *config.prior_hidden)[-1], config.latent)
+        self.decoder = mlp(of_z + config.rnn, config.decoder_hidden, activation)
+        self.output = nn.Linear((of_z + config.rnn, *config.decoder_hidden)[-1], config.bins)
+
+    def infer_z(self, x_features: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor, Tensor]:
+        """q(z_t | x_{1:t}, z_{1:t−1}), its sample and h, from φx (batch, frames, ·)."""
+        width = x_features.shape[-1]
+        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
+        inputs = F.linear(x_features, weight[:, :width], bias)
+        lstm = self.lstm.weights()
+        gates, lstm[0] = F.linear(x_features, lstm[0][:, :width]), lstm[0][:, width:]
+        zeros = [noise.new_zeros(len(noise), self.config.rnn)] * (2 * self.config.layers)
+        mean, log_variance, z, h = latent_scan(
+            inputs, noise, zeros, [weight[:, width:], *rest], affine(self.mlp_z), lstm, gates, self.config.activation
+        )
+        return Gaussian(mean, log_variance), z, h
+
+    def infer_prior(self, h: Tensor) -> Gaussian:
+        """p(z_t | x_{1:t−1}, z_{1:t−1})"""
+        return self.prior(self.prior_mlp(h))
+
+    def likelihood(self, h: Tensor, z: Tensor) -> Tensor:
+        """log-variance of p(x_t | x_{1:t−1}, z_{1:t})"""
+        return self.output(self.decoder(torch.cat([self.mlp_z(z), h], dim=-1)))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
+        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        inputs = self.input_scale(x)
+        q_z, z, h = self.infer_z(self.mlp_x(inputs), noise)
+        if self.feeds_back:
+            x_past = self.mixed_past(inputs, z)[:, 1:]
+            after_first = self.lstm(torch.cat([self.mlp_x(x_past), self.mlp_z(z[:, :-1])], dim=-1))
+            h = F.pad(after_first, (0, 0, 1, 0))
+        return DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h))
+
+    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
+        if state is None:
+            h, state = x_past.new_zeros(len(x_past), self.config.rnn), ()
+        else:
+            h, state = self.lstm.step(torch.cat([self.mlp_x(x_past), self.mlp_z(z_past)], dim=-1), state)
+        z = draw_z(self.infer_prior(h))
+        return self.likelihood(h, z), z, state
+
+    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
+        """`forward` with the true past, one frame at a time."""
+        frames, state = [], None
+        h = noise.new_zeros(len(noise), self.config.rnn)
+        for t, inputs in enumerate(self.input_scale(x).unbind(1)):
+            x_features = self.mlp_x(inputs)
+            q_z = self.posterior(self.posterior_mlp(torch.cat([x_features, h], dim=-1)))
+            z = q_z.sample(noise[:, t])
+            frames.append(DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h)))
+            h, state = self.lstm.step(torch.cat([x_features, self.mlp_z(z)], dim=-1), state)
+        return DVAEOutput.stack(frames)

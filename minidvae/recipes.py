@@ -1,0 +1,188 @@
+"""Every setting of the papers, as data. A recipe says how to train; `models` says with which settings of each."""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+
+from .audio import STFT
+from .models import MODELS
+
+
+class SettingError(ValueError):
+    """One line: the setting, what is wrong, what would be right."""
+
+
+def known(kind: str, name: str, names) -> str:
+    """`name` if it is one of `names`, else SettingError with the nearest ones."""
+    if name in names:
+        return name
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names)
+    raise SettingError(f"unknown {kind} {name!r}; did you mean {' or '.join(nearest)}?")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    window: int = 1024  # STFT window and hop, samples at 16 kHz
+    hop: int = 256
+    frames: int = 150  # T, length of a training sequence
+    trim: bool = True  # without leading and trailing silence
+    batch: int = 32
+    steps: int = 0  # length of training; 0: as many as `epochs` take
+    epochs: int = 0
+    report: int = 0  # steps between two reports (development loss, log line, checkpoint); 0: one epoch
+    patience: int = 0  # stop after so many reports without a better development loss; 0: never
+    optimiser: str = "adamw"  # or adam
+    learning_rate: float = 1e-3
+    warmup: int = 0  # steps of linear rise to it
+    schedule: str = "constant"  # or cosine: down to final_learning_rate at the last step
+    final_learning_rate: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 0.0  # largest gradient norm; 0: no clipping
+    own_past: tuple[float, ...] = (0.0, 0.0)  # autoregressive models: share of own past, from first to last step
+    models: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self):
+        positive = ("window", "hop", "frames", "batch", "learning_rate", "epsilon")
+        not_negative = ("steps", "epochs", "report", "patience", "warmup", "weight_decay", "clip")
+        for name, least in [(name, 1e-30) for name in positive] + [(name, 0) for name in not_negative]:
+            if not getattr(self, name) >= least:
+                expected = "greater than 0" if least else "at least 0"
+                raise SettingError(f"{name}={getattr(self, name)}: expected {expected}")
+        known("optimiser", self.optimiser, ("adam", "adamw"))
+        known("schedule", self.schedule, ("constant", "cosine"))
+        for name, limits in (("betas", "[0, 1)"), ("own_past", "[0, 1]")):
+            values = getattr(self, name)
+            if len(values) != 2 or not all(0 <= v < 1 or (v == 1 and limits[-1] == "]") for v in values):
+                raise SettingError(f"{name}={values}: expected two numbers in {limits}")
+        if not self.steps and not self.epochs:
+            raise SettingError("steps=0 and epochs=0: one of them says how long to train")
+        try:
+            STFT(self.window, self.hop)
+        except ValueError as error:
+            raise SettingError(str(error)) from None
+
+    @property
+    def stft(self) -> STFT:
+        return STFT(self.window, self.hop)
+
+    def learning_rate_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        swing = self.learning_rate - self.final_learning_rate
+        return self.final_learning_rate + swing * (1 + math.cos(math.pi * progress)) / 2
+
+    def own_past_at(self, step: int) -> float:
+        first, last = self.own_past
+        return first + (last - first) * step / max(1, self.steps - 1)
+
+
+RECIPES = {
+    # Lin et al., ICASSP 2023, section 3.2; T = 150 is WSJ0's, 100 VoiceBank's. The batch size is not given there.
+    "light2023": Recipe(
+        window=1024,
+        hop=256,
+        frames=150,
+        batch=32,
+        steps=25_000,
+        report=500,
+        optimiser="adamw",
+        learning_rate=5e-5,
+        warmup=5_000,
+        schedule="cosine",
+        final_learning_rate=1e-8,
+        betas=(0.9, 0.99),
+        epsilon=1e-9,
+        weight_decay=1e-5,
+        models={"vae": {"hidden": (128,), "beta_z": 0.01}, "hit_dvae": {}, "light_dvae": {}},
+    ),
+    # Bie et al., Interspeech 2021, section 4.
+    "benchmark2021": Recipe(
+        window=512,
+        hop=256,
+        frames=150,
+        batch=32,
+        epochs=500,
+        patience=20,
+        optimiser="adam",
+        learning_rate=1e-4,
+        models={"vae": {}},
+    ),
+    # The same, small enough for two CPU cores and a few minutes.
+    "quick": Recipe(
+        window=1024,
+        hop=256,
+        frames=50,
+        batch=32,
+        steps=1_500,
+        report=150,
+        optimiser="adamw",
+        learning_rate=1e-3,
+        warmup=100,
+        schedule="cosine",
+        final_learning_rate=1e-5,
+        betas=(0.9, 0.99),
+        weight_decay=1e-5,
+        clip=100.0,
+        own_past=(0.8, 0.8),
+        models={
+            "vae": {"hidden": (128,), "beta_z": 0.01, "input_scale": "root"},
+            "hit_dvae": {},
+            "light_dvae": {},
+        },
+    ),
+}
+SMALL_TRANSFORMER = {
+    "input_scale": "root",
+    "width": 128,
+    "feedforward": 512,
+    "layers": 2,
+    "w_embedding": 64,
+    "w_hidden": 64,
+    "w_layers": 1,
+    "position_offset": 600,
+}
+RECIPES["quick"].models["hit_dvae"].update(SMALL_TRANSFORMER)
+RECIPES["quick"].models["light_dvae"].update(SMALL_TRANSFORMER)
+
+
+def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe, dict]:
+    """A recipe and the settings of a model under it, with `key=value` overrides of either.
+
+    Raises SettingError naming the nearest right name or the expected type.
+    """
+    settings = RECIPES[known("recipe", recipe, RECIPES)]
+    config_type = MODELS[known("model", model, MODELS)][1]
+    if model not in settings.models:
+        offered = ", ".join(name for name, other in RECIPES.items() if model in other.models)
+        raise SettingError(f"recipe {recipe} has no settings for {model}; recipes that have: {offered}")
+    recipe_fields = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name != "models"}
+    config_fields = {f.name: f.type for f in dataclasses.fields(config_type)}
+    config = {"bins": settings.stft.bins, **settings.models[model]}
+    for key, text in overrides.items():
+        known("setting", key, {**recipe_fields, **config_fields})
+        if key in recipe_fields:
+            settings = dataclasses.replace(settings, **{key: parse(key, text, recipe_fields[key])})
+        else:
+            config[key] = parse(key, text, config_fields[key])
+    if "bins" not in overrides:
+        config["bins"] = settings.stft.bins
+    return settings, dataclasses.asdict(config_type(**config))
+
+
+def parse(key: str, text: str, expected: type):
+    """The value of a `key=value` override, of the type that the setting has."""
+    try:
+        if expected is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if expected in (int, float, str):
+            return expected(text)
+        return tuple(expected.__args__[0](part) for part in text.split(",") if part)
+    except (ValueError, KeyError):
+        name = {bool: "true or false", int: "an integer", float: "a number"}.get(expected, "numbers like 64,32")
+        raise SettingError(f"--set {key}={text}: expected {name}") from None

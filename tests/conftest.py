@@ -1,0 +1,32 @@
+"""Speech for the tests: a small corpus of our own, and, where they are at hand, real speech and published models."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real speech and published models: MINIDVAE_SHARED, else `shared` beside the checkout."""
+    folder = Path(os.environ.get("MINIDVAE_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there; MINIDVAE_SHARED names the folder with real speech and published models")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory) -> Path:
+    """A folder split/speaker/*.wav with two seconds or more of synthetic speech per file."""
+    import soundfile
+
+    from minidvae import synthetic
+
+    folder = tmp_path_factory.mktemp("speech")
+    for utterance in synthetic.generate(speakers=(3, 1, 2), utterances=2):
+        path = folder / utterance.split / utterance.speaker / f"{utterance.name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, utterance.waveform, synthetic.SAMPLE_RATE)
+    return folder

@@ -1,0 +1,537 @@
+"""Corpora: layouts, manifests, bad input, the packed cache, training cuts, development segments."""
+
+import errno
+import os
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy.stats import chi2
+
+from minidvae import audio, synthetic
+from minidvae.corpus import Corpus, CorpusError, Cuts, Utterance, load_corpus, segments
+
+RATE = 16000
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".wv1": "NIST"}
+
+
+def noise(seconds=0.3, rate=RATE, channels=1, seed=0):
+    waveform = 0.3 * np.random.default_rng(seed).uniform(-1, 1, (round(seconds * rate), channels))
+    return waveform.astype(np.float32).squeeze()
+
+
+def write(path, waveform=None, rate=RATE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waveform = noise() if waveform is None else waveform
+    subtype = "VORBIS" if path.suffix.lower() == ".ogg" else "PCM_16"
+    soundfile.write(path, waveform, rate, format=FORMATS[path.suffix.lower()], subtype=subtype)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """load_corpus with a cache of its own; the notes of the last call are in load.notes."""
+    def call(source):
+        call.notes = []
+        return load_corpus(source, cache=tmp_path / "cache", progress=False, note=call.notes.append)
+    return call
+
+
+def fields(corpus, *names):
+    return sorted(tuple(getattr(u, name) for name in names) for u in corpus.utterances)
+
+
+# ---- layouts ----------------------------------------------------------------------------------------------
+
+LAYOUTS = {  # layout → files of audio, files of text, the expected (speaker, split, sex, condition, text)
+    "LibriSpeech": (
+        ["train-clean-100/19/198/19-198-0000.flac", "dev-clean/84/121/84-121-0000.flac",
+         "test-other/367/130/367-130-0001.flac"],
+        {"SPEAKERS.TXT": "; ID | SEX\n19 | F | train-clean-100\n84 | F | dev-clean\n367 | M | test-other\n",
+         "train-clean-100/19/198/19-198.trans.txt": "19-198-0000 NORTHANGER ABBEY\n",
+         "test-other/367/130/367-130.trans.txt": "367-130-0000 NO\n367-130-0001 YES  SIR\n"},
+        [("19", "train", "F", "", "NORTHANGER ABBEY"), ("84", "dev", "F", "", ""),
+         ("367", "test", "M", "", "YES SIR")]),
+    "LibriSpeech in plain splits": (
+        ["train/19/19-198-0000.ogg", "dev/84/84-121-0000.ogg", "test/367/367-130-0001.flac"],
+        {"speakers.tsv": "speaker\tsex\tsplit\n19\tF\ttrain\n84\tM\tdev\n"},
+        [("19", "train", "F", "", ""), ("84", "dev", "M", "", ""), ("367", "test", "", "", "")]),
+    "VoiceBank": (
+        ["clean_trainset_28spk_wav/p227_001.wav", "clean_trainset_28spk_wav/p226_001.wav",
+         "clean_trainset_28spk_wav/p287_003.wav", "clean_testset_wav/p232_001.wav",
+         "noisy_testset_wav/p232_001.wav"],
+        {"trainset_28spk_txt/p227_001.txt": "Please call Stella.\n", "testset_txt/p232_001.txt": "No.\n"},
+        [("p226", "dev", "", "", ""), ("p227", "train", "", "", "Please call Stella."),
+         ("p287", "dev", "", "", ""), ("p232", "test", "", "", "No.")]),
+    "WSJ0": (
+        ["wsj0/si_tr_s/011/011c0201.wv1", "wsj0/si_dt_05/050/050c0101.wav", "wsj0/si_et_05/440/440c0201.wav",
+         "wsj0/si_tr_l/012/012c0201.wav"],
+        {"wsj0/si_tr_s/011/011c0200.dot": "The words. (011c0201)\nOthers (011c0202)\n"},
+        [("011", "train", "", "", "The words."), ("050", "dev", "", "", ""), ("440", "test", "", "", "")]),
+    "TIMIT": (
+        ["TIMIT/TRAIN/DR1/FCJF0/SX127.WAV", "TIMIT/TRAIN/DR1/FCJF0/SA1.WAV", "TIMIT/TEST/DR1/MDAB0/SX139.WAV",
+         "TIMIT/TEST/DR1/FAKS0/SX133.WAV", "TIMIT/TEST/DR1/FDRD1/SX33.WAV"],
+        {"TIMIT/TRAIN/DR1/FCJF0/SX127.TXT": "0 4800 The emperor had a mean temper.\n",
+         "TIMIT/TRAIN/DR1/FCJF0/SX127.PHN": "0 1000 h#\n1000 2500 dh\n2500 4800 ix\n"},
+        [("FCJF0", "train", "F", "", "The emperor had a mean temper."), ("MDAB0", "test", "M", "", ""),
+         ("FAKS0", "dev", "F", "", "")]),
+    "timit in lower case": (
+        ["train/dr1/fcjf0/sx127.wav", "test/dr1/mdab0/sx139.wav", "test/dr1/faks0/sx133.wav"],
+        {"test/dr1/mdab0/sx139.txt": "0 4800 Yes.\n"},
+        [("fcjf0", "train", "F", "", ""), ("mdab0", "test", "M", "", "Yes."), ("faks0", "dev", "F", "", "")]),
+    "Aurora-4": (
+        ["train/clean/011/011c0201.wv1", "dev/noisy/050/050c0101.wav", "test/channel/440c0201.wav",
+         "test/both/440c0201.wav"], {},
+        [("011", "train", "", "clean", ""), ("050", "dev", "", "noisy", ""), ("440", "test", "", "both", ""),
+         ("440", "test", "", "channel", "")]),
+    "split/speaker": (
+        ["train/anna/a.wav", "valid/anna/more/b.flac", "test/bob/c.ogg", "train/d.wav"],
+        {"train/anna/a.txt": "1 2 three"},
+        [("anna", "train", "", "", "1 2 three"), ("anna", "dev", "", "", ""), ("bob", "test", "", "", ""),
+         ("train", "train", "", "", "")]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(layout, tmp_path, load):
+    """A folder in a known layout is read with other speakers, splits, sexes, conditions or words."""
+    sounds, texts, expected = LAYOUTS[layout]
+    for file in sounds:
+        write(tmp_path / "speech" / file)
+    for file, text in texts.items():
+        (tmp_path / "speech" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "speech" / file).write_text(text)
+    corpus = load(tmp_path / "speech")
+    assert fields(corpus, "speaker", "split", "sex", "condition", "text") == sorted(expected)
+    assert corpus.layout.lower() == layout.split(" in ")[0].lower()
+    left_out = len(sounds) - len(expected)
+    assert len(load.notes) == (left_out > 0)
+    assert left_out == 0 or f"left out {left_out} of {len(sounds)}" in load.notes[0]
+    names = [u.name for u in corpus.utterances]
+    assert len(set(names)) == len(names) and not any("/" in name for name in names)  # fit for files
+
+
+def test_phones(tmp_path, load):
+    """Phone labels are lost, or are not in samples of the waveform where it was resampled."""
+    for rate, speaker in ((RATE, "FCJF0"), (8000, "FDAW0")):
+        write(tmp_path / f"t/TRAIN/DR1/{speaker}/SX1.WAV", noise(0.2, rate), rate)
+        (tmp_path / f"t/TRAIN/DR1/{speaker}/SX1.PHN").write_text("0 1000 h#\n1000 1600 dh\n")
+    corpus = load(tmp_path / "t")
+    assert {u.speaker: u.phones for u in corpus.utterances} == {
+        "FCJF0": ((0, 1000, "h#"), (1000, 1600, "dh")), "FDAW0": ((0, 2000, "h#"), (2000, 3200, "dh"))}
+    (tmp_path / "t/TRAIN/DR1/FCJF0/SX1.PHN").write_text("h# 0 1000\n")
+    with pytest.raises(CorpusError, match="SX1.PHN.*start stop label"):
+        load(tmp_path / "t")
+
+
+def test_splits_drawn_by_speaker(tmp_path, load):
+    """Drawn splits share a speaker, dev and test are not a tenth each, or they change between runs."""
+    for speaker in range(20):
+        for k in range(2):
+            write(tmp_path / f"speech/s{speaker}/{k}.wav")
+    corpus = load(tmp_path / "speech")
+    by_split = {split: set(corpus.split(split).speakers) for split in ("train", "dev", "test")}
+    assert [len(speakers) for speakers in by_split.values()] == [16, 2, 2]
+    assert len(set.union(*by_split.values())) == 20
+    assert len(load.notes) == 1
+    assert "drew 2 speakers for dev, 2 speakers for test, 16 speakers for train" in load.notes[0]
+    again = load_corpus(tmp_path / "speech", cache=tmp_path / "other", progress=False, note=str)
+    assert again.utterances == corpus.utterances
+
+
+@pytest.mark.parametrize("count, splits", [(1, ["train"]), (2, ["dev", "train"]),
+                                           (3, ["dev", "test", "train"])])
+def test_splits_drawn_from_few_files(count, splits, tmp_path, load):
+    """A flat folder of few files has an empty training set, or lacks a split that it could have."""
+    for k in range(count):
+        write(tmp_path / f"hello/{k}.wav")
+    corpus = load(tmp_path / "hello")
+    assert sorted(u.split for u in corpus.utterances) == splits
+    assert corpus.speakers == ("hello",)
+
+
+def test_missing_splits(tmp_path, load):
+    """A missing dev split is not drawn from train alone, or the error for a missing test split is unclear."""
+    for speaker in range(10):
+        write(tmp_path / f"a/train/s{speaker}/x.wav")
+    write(tmp_path / "a/test/t/x.wav")
+    corpus = load(tmp_path / "a")
+    assert [len(corpus.split(split)) for split in ("train", "dev", "test")] == [9, 1, 1]
+    assert corpus.split("test").speakers == ("t",) and "dev" in load.notes[0]
+    (tmp_path / "a/test/t/x.wav").unlink()
+    with pytest.raises(CorpusError, match=r"a: there is no split 'test' \(there is: dev, train\)"):
+        load(tmp_path / "a").split("test")
+
+
+# ---- manifests --------------------------------------------------------------------------------------------
+
+def manifest(tmp_path, *rows):
+    write(tmp_path / "sounds/a.wav")
+    write(tmp_path / "sounds/b.wav")
+    (tmp_path / "sounds/a.phn").write_text("0 800 h#\n")
+    path = tmp_path / "speech.tsv"
+    path.write_text("\n".join("\t".join(row) for row in rows) + "\n")
+    return path
+
+
+def test_manifest(tmp_path, load):
+    """A column of a manifest is not read, or paths do not start from its folder."""
+    corpus = load(manifest(tmp_path, ("speaker", "path", "split", "text", "phones", "sex", "condition"),
+                           ("anna", "sounds/a.wav", "train", "so it  is", "sounds/a.phn", "F", "noisy"),
+                           ("bob", str(tmp_path / "sounds/b.wav"), "dev")))
+    assert fields(corpus, "name", "speaker", "split", "text", "phones", "sex", "condition") == [
+        ("a", "anna", "train", "so it  is", ((0, 800, "h#"),), "F", "noisy"),
+        ("b", "bob", "dev", "", (), "", "")]
+    assert corpus.layout == "manifest"
+
+
+HEADER = ("path", "speaker", "split")
+
+
+@pytest.mark.parametrize("rows, message", [
+    ([HEADER, ("sounds/a.wav", "anna", "train"), ("c.wav", "b", "dev")], r"line 3: no such file: .*/c\.wav"),
+    ([(*HEADER, "phones"), ("sounds/a.wav", "anna", "train", "a.phn")], r"line 2: no such file: .*/a\.phn"),
+    ([HEADER, ("sounds/a.wav", "anna", "tr")], "line 2: unknown split 'tr'; right are train, dev, test"),
+    ([HEADER, ("sounds/a.wav", "anna")], "line 2: no split; .* columns path, speaker, split"),
+    ([HEADER, (), ("sounds/a.wav", "anna", "train")], "line 2: no path or speaker or split"),
+    ([("sounds/a.wav", "anna", "train"), ("b.wav", "bob", "dev")], "line 2: no path or speaker or split"),
+    ([HEADER], "no rows; a manifest has a header"),
+])
+def test_wrong_manifest(rows, message, tmp_path, load):
+    """A wrong manifest is taken, or its error does not name the line and what would be right."""
+    with pytest.raises(CorpusError, match=message) as raised:
+        load(manifest(tmp_path, *rows))
+    assert str(raised.value).startswith(str(tmp_path / "speech.tsv")) and "\n" not in str(raised.value)
+
+
+def test_sound_file_as_manifest(tmp_path, load):
+    """--data with a sound file ends in a traceback."""
+    write(tmp_path / "a.wav")
+    with pytest.raises(CorpusError, match="a manifest has a header"):
+        load(tmp_path / "a.wav")
+
+
+# ---- what waveforms are, and bad input --------------------------------------------------------------------
+
+def test_waveforms(tmp_path, load):
+    """Samples, level or bounds of the speech differ from the file's, or it was packed trimmed."""
+    speech = np.round(np.concatenate([np.zeros(8000), 9000 * noise(1.0), np.zeros(16000)])).astype(np.int16)
+    write(tmp_path / "speech/train/a/a.wav", speech)
+    corpus = load(tmp_path / "speech")
+    whole, trimmed = corpus.waveform(0, trim=False), corpus.waveform(0)
+    assert isinstance(corpus.packed, np.memmap) and corpus.packed.dtype == np.int16
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole, speech / np.abs(speech).max(), atol=0.501 / 32767)  # half a step
+    assert np.abs(whole).max() == pytest.approx(1, abs=1e-6)
+    start, stop = corpus.utterances[0].trim
+    np.testing.assert_array_equal(trimmed, whole[start:stop])
+    # within one analysis frame (2048) of the truth, and no speech is lost
+    assert 8000 - 2048 <= start <= 8000 and 24000 <= stop <= 24000 + 2048
+    assert corpus.seconds == 2.5 and len(corpus) == 1
+
+
+def test_other_rates_and_channels(tmp_path, load):
+    """A stereo file at 8 kHz does not become 16 kHz mono at its pitch, or it is said more than once."""
+    tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
+    for k in range(3):
+        write(tmp_path / f"speech/{k}.wav", np.stack([tone, tone], 1), 8000)
+    write(tmp_path / "speech/3.wav", tone, 44100)
+    write(tmp_path / "speech/4.wav")
+    corpus = load(tmp_path / "speech")
+    waveform = corpus.waveform(0, trim=False)
+    assert len(waveform) == 16000 and np.abs(np.fft.rfft(waveform)).argmax() == 440
+    assert load.notes[0] == ("converted to 16 kHz mono: 3 files from 8000 Hz / 2 channels, "
+                             "1 files from 44100 Hz / 1 channel")
+
+
+def test_bad_files_are_skipped_and_counted(tmp_path, load):
+    """A bad file stops the rest, gets into the corpus, or is not counted in one line."""
+    folder = tmp_path / "speech/train/a"
+    for k in range(2):
+        write(folder / f"good{k}.wav")
+    (folder / "text.wav").write_text("not a sound")
+    (folder / "empty.flac").write_bytes(b"")
+    (folder / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    soundfile.write(folder / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
+    write(folder / "silent.wav", np.zeros(RATE))
+    write(folder / "short.wav", noise(0.09))
+    corpus = load(tmp_path / "speech")
+    assert sorted(u.name for u in corpus.utterances) == ["good0", "good1"]
+    skipped = [line for line in load.notes if line.startswith("skipped")]
+    assert len(skipped) == 1 and skipped[0].startswith("skipped 6 of 8 files: ")
+    assert all(part in skipped[0] for part in ("4 cannot be read", "1 silent", "1 shorter than 0.1 s"))
+    for good in folder.glob("good*.wav"):
+        good.unlink()
+    with pytest.raises(CorpusError, match="speech: holds nothing that can be used.*skipped 6 of 6") as raised:
+        load(tmp_path / "speech")
+    assert "\n" not in str(raised.value)
+
+
+def test_nothing_there(tmp_path, load, monkeypatch):
+    """A missing, empty or unreadable folder gives a traceback, or does not say what was looked for."""
+    with pytest.raises(CorpusError, match="nowhere: no such file or folder; looked for"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty/.hidden").mkdir(parents=True)
+    write(tmp_path / "empty/.hidden/a.wav")
+    write(tmp_path / "empty/._b.wav")
+    with pytest.raises(CorpusError, match="empty: no audio files here or below; looked for .wav .flac"):
+        load(tmp_path / "empty")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(CorpusError, match=r"empty: cannot be read \(Permission denied\)"):
+        load(tmp_path / "empty")
+
+
+def test_links(tmp_path, load):
+    """Links in a circle hang or repeat files; linked folders elsewhere are not followed."""
+    write(tmp_path / "speech/anna/a.wav")
+    write(tmp_path / "elsewhere/b.wav")
+    (tmp_path / "speech/anna/loop").symlink_to(tmp_path / "speech")
+    (tmp_path / "speech/bob").symlink_to(tmp_path / "elsewhere")
+    assert fields(load(tmp_path / "speech"), "name", "speaker") == [("a", "anna"), ("b", "bob")]
+
+
+# ---- the cache --------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    for k in range(5):
+        write(tmp_path / f"speech/train/s{k}/x.wav", noise(seed=k))
+    return tmp_path / "speech"
+
+
+def forbid(*_):
+    raise AssertionError("audio was read")
+
+
+def test_second_load_reads_no_audio(folder, load, monkeypatch):
+    """Audio is decoded again though nothing changed, or the cache gives another corpus or other notes."""
+    first, notes = load(folder), load.notes
+    monkeypatch.setattr(audio, "read", forbid)
+    second = load(folder)
+    assert second.utterances == first.utterances and load.notes == notes
+    np.testing.assert_array_equal(first.packed, second.packed)
+
+
+@pytest.mark.parametrize("change", [
+    lambda folder: write(folder / "train/s0/x.wav", noise(0.4)),
+    lambda folder: os.utime(folder / "train/s0/x.wav", (1, 1)),
+    lambda folder: (folder / "train/s0/x.wav").unlink(),
+    lambda folder: write(folder / "train/s0/y.wav"),
+    lambda folder: (folder / "train/s0/x.txt").write_text("hello"),
+])
+def test_changes_are_seen(change, folder, load, monkeypatch):
+    """A stale corpus is used after a file changed, went, came, or was given a transcript."""
+    load(folder)
+    change(folder)
+    monkeypatch.setattr(audio, "read", forbid)
+    with pytest.raises(AssertionError, match="audio was read"):
+        load(folder)
+
+
+@pytest.mark.parametrize("failure, raised", [
+    (OSError(errno.ENOSPC, "No space left on device"), CorpusError),
+    (KeyboardInterrupt(), KeyboardInterrupt),
+])
+def test_nothing_is_left_half_written(failure, raised, folder, tmp_path, load, monkeypatch):
+    """A full disk or an interrupt while packing leaves files, or a full disk gives a traceback."""
+    calls = []
+
+    def fail_third(waveform):
+        calls.append(len(waveform))
+        if len(calls) == 3:
+            raise failure
+        return 0, len(waveform)
+    with monkeypatch.context() as patched:
+        patched.setattr(audio, "trim_bounds", fail_third)
+        with pytest.raises(raised) as error:
+            load(folder)
+    if raised is CorpusError:
+        assert str(error.value).startswith(str(tmp_path / "cache")) and "No space left" in str(error.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert len(load(folder)) == 5
+
+
+def test_two_processes_pack_at_once(folder, load, monkeypatch):
+    """The second of two processes to finish fails, or harms what the first has opened."""
+    read, others = audio.read, []
+
+    def another_first(path):
+        if not others:
+            others.append(None)
+            others[0] = load(folder)
+        return read(path)
+    monkeypatch.setattr(audio, "read", another_first)
+    mine = load(folder)
+    np.testing.assert_array_equal(mine.packed, others[0].packed)
+
+
+def test_damaged_cache_is_packed_again(folder, tmp_path, load):
+    """A truncated file in the cache ends in a traceback or in a shorter corpus."""
+    whole = np.array(load(folder).packed)
+    packed = next((tmp_path / "cache").glob("*/waveforms.int16"))
+    packed.write_bytes(packed.read_bytes()[:1000])
+    np.testing.assert_array_equal(load(folder).packed, whole)
+
+
+def test_cache_folder(folder, tmp_path, monkeypatch):
+    """MINIDVAE_CACHE is not used, or a cache that cannot be written gives a traceback."""
+    monkeypatch.setenv("MINIDVAE_CACHE", str(tmp_path / "mine"))
+    load_corpus(folder, progress=False, note=str)
+    assert len(list((tmp_path / "mine").iterdir())) == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorpusError, match="file: the packed corpus cannot be written here"):
+        load_corpus(folder, cache=tmp_path / "file", progress=False, note=str)
+
+
+def test_packing_memory(tmp_path, load):
+    """Packing holds the whole corpus in memory."""
+    for k in range(100):
+        write(tmp_path / f"speech/{k}.wav", noise(2.0))
+    tracemalloc.start()
+    corpus = load(tmp_path / "speech")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert corpus.packed.nbytes == 100 * 2 * RATE * 2
+    assert peak < corpus.packed.nbytes / 2
+
+
+def test_built_in(load, monkeypatch, tmp_path):
+    """The built-in corpus loses a field on its way, or is generated again though it is packed."""
+    monkeypatch.setattr("minidvae.corpus.BUILT_IN", {"seed": 0, "speakers": (2, 1, 1), "utterances": 1})
+    corpus = load("built-in")
+    truth = list(synthetic.generate(0, (2, 1, 1), 1))
+    names = "name", "speaker", "split", "text", "phones", "condition"
+    assert fields(corpus, *names) == sorted(tuple(getattr(u, name) for name in names) for u in truth)
+    assert [u.sex for u in corpus.utterances] == [s.sex for s in synthetic.make_speakers(0, 2, 1, 1)]
+    for k, u in enumerate(truth):
+        expected = u.waveform / np.abs(u.waveform.astype(float)).max()
+        np.testing.assert_allclose(corpus.waveform(k, trim=False), expected, atol=1 / 32767)
+    assert load.notes == []
+    monkeypatch.setattr(synthetic, "generate", forbid)
+    assert load("built-in").utterances == corpus.utterances
+
+
+# ---- cuts and segments ------------------------------------------------------------------------------------
+
+LENGTHS = 40, 9, 30, 25
+TRIMS = (5, 18), (0, 9), (0, 30), (7, 17)  # cuts of 10 have 4, no, 21 and 1 positions in these
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    """A corpus whose n-th sample in the file is n, so that a cut shows where it was taken."""
+    packed = np.memmap(tmp_path / "ramp", dtype=np.int16, mode="w+", shape=(sum(LENGTHS),))
+    packed[:] = np.arange(sum(LENGTHS))
+    starts = np.cumsum((0, *LENGTHS))
+    return Corpus("ramp", "folder", tuple(
+        Utterance(f"u{k}", "s", "train", int(starts[k]), LENGTHS[k], TRIMS[k]) for k in range(4)), packed)
+
+
+def numbers(batch):
+    return torch.round(batch * 32767).long()
+
+
+def allowed(trim):
+    starts = np.cumsum((0, *LENGTHS))
+    spans = [(s + a, s + b) if trim else (s, s + n)
+             for s, n, (a, b) in zip(starts, LENGTHS, TRIMS, strict=False)]
+    return [p for start, stop in spans for p in range(start, stop - 10 + 1)]
+
+
+@pytest.mark.parametrize("trim", [True, False])
+def test_cuts_are_uniform_and_inside(trim, ramp):
+    """A cut leaves its utterance or its trimmed part, is not contiguous, or some positions are likelier."""
+    cuts = Cuts(ramp, 10, 100, seed=3, trim=trim)
+    batches = torch.cat([numbers(cuts(step)) for step in range(50)])
+    assert torch.equal(batches, batches[:, :1] + torch.arange(10))
+    positions = allowed(trim)
+    counts = np.array([(batches[:, 0] == p).sum() for p in positions])
+    assert counts.sum() == 5000
+    expected = 5000 / len(positions)
+    assert ((counts - expected) ** 2 / expected).sum() < chi2.ppf(0.999, len(positions) - 1)
+
+
+def test_cuts_counts(ramp):
+    """Short utterances are not counted, or an epoch has the wrong number of sequences."""
+    cuts = Cuts(ramp, 10, 4)
+    assert cuts.skipped == 1 and cuts.sequences == 1 + 0 + 3 + 1  # trimmed lengths 13, 9, 30, 10
+    assert Cuts(ramp, 10, 4, trim=False).sequences == 4 + 0 + 3 + 2
+    with pytest.raises(CorpusError, match="ramp: no utterance is as long"):
+        Cuts(ramp, 31, 4)
+    with pytest.raises(CorpusError, match="ramp: no utterance is as long"):
+        segments(ramp, 31, 4)
+
+
+def test_cuts_depend_on_seed_and_step_only(ramp):
+    """A resumed run sees other batches, or two steps or two seeds the same ones."""
+    straight = [Cuts(ramp, 10, 16, seed=1)(step) for step in range(20)]
+    cuts = Cuts(ramp, 10, 16, seed=1)
+    cuts(3)
+    assert all(torch.equal(cuts(step), straight[step]) for step in range(10, 20))
+    assert len({tuple(batch.flatten().tolist()) for batch in straight}) == 20
+    assert not torch.equal(Cuts(ramp, 10, 16, seed=2)(0), straight[0])
+    assert straight[0].dtype == torch.float32 and straight[0].shape == (16, 10)
+
+
+def test_segments_cover(ramp):
+    """Development segments overlap, leave a gap, are out of order, or cross an utterance's end."""
+    starts = np.cumsum((0, *LENGTHS))
+    expected = [starts[0] + 5, starts[2], starts[2] + 10, starts[2] + 20, starts[3] + 7]
+    batches = list(segments(ramp, 10, 2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    found = numbers(torch.cat(batches))
+    assert found[:, 0].tolist() == expected and torch.equal(found, found[:, :1] + torch.arange(10))
+    two, = segments(ramp, 10, 8, limit=2)  # spread evenly: number 0 and number ⌊5/2⌋
+    assert numbers(two)[:, 0].tolist() == [expected[0], expected[2]]
+    assert [len(batch) for batch in segments(ramp, 10, 8, limit=9)] == [5]
+
+
+def test_split_shares_the_map(ramp):
+    """A split copies the samples."""
+    assert ramp.split("train").packed is ramp.packed
+
+
+def test_drawing_from_ten_hours(tmp_path):
+    """Drawing 32 × 2.4 s from ten hours reads the whole file, or takes 20 ms (it should be 2, unhurried)."""
+    utterances, length = 3600, 10 * RATE
+    with open(tmp_path / "packed", "wb") as file:
+        file.truncate(2 * utterances * length)  # a hole, which takes no room on the disk
+    packed = np.memmap(tmp_path / "packed", dtype=np.int16, mode="r", shape=(utterances * length,))
+    cuts = Cuts(Corpus("ten hours", "folder", tuple(
+        Utterance(f"u{k}", "s", "train", k * length, length, (0, length)) for k in range(utterances)
+    ), packed), samples=38400, batch_size=32)
+    tracemalloc.start()
+    cuts(0)
+    assert tracemalloc.get_traced_memory()[1] < 2**20  # without the batch, which is torch's
+    tracemalloc.stop()
+    times = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        cuts(0)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.02
+
+
+# ---- real speech ------------------------------------------------------------------------------------------
+
+def test_real_speech(load):
+    """Minutes, speakers or utterances of a split of real speech are wrong, or sexes are missing."""
+    shared = Path(os.environ.get("MINIDVAE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+    folder = shared / "speech/LibriSpeech"
+    if not folder.is_dir():
+        pytest.skip(f"no real speech: {folder} is missing (MINIDVAE_SHARED names the folder above speech/)")
+    corpus = load(folder)
+    assert corpus.layout == "LibriSpeech" and load.notes == []
+    expected = {"train": (42.7, 201, 201), "dev": (9.6, 50, 50), "test": (6.7, 5, 50)}
+    for split, figures in expected.items():
+        part = corpus.split(split)
+        assert (round(part.seconds / 60, 1), len(part.speakers), len(part)) == figures
+    assert {u.sex for u in corpus.utterances} == {"F", "M"}
+    kept = sum(u.trim[1] - u.trim[0] for u in corpus.utterances) / sum(u.length for u in corpus.utterances)
+    assert 0.8 < kept < 1  # read speech has some silence at both ends, not much

@@ -1,0 +1,240 @@
+"""train.py and evaluate.py as a user calls them: what they leave behind, resuming, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidvae import checkpoint, command_line
+from minidvae.audio import STFT
+from minidvae.corpus import load_corpus, segments
+from minidvae.models import build_model
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+import evaluate as evaluate_door  # noqa: E402
+import train as train_door  # noqa: E402
+
+TINY = ["width=16", "feedforward=32", "layers=1", "w_embedding=8", "w_hidden=8", "frames=20", "batch=4", "report=4"]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIDVAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def call(door, *arguments) -> int:
+    """The door's exit code, called as `python door.py ARGUMENTS` would."""
+    before, sys.argv = sys.argv, [f"{door.__name__}.py", *map(str, arguments)]
+    try:
+        command_line.run(door.main)
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+def train(speech, *arguments, run="run", model="light_dvae") -> int:
+    return call(train_door, "--model", model, "--recipe", "quick", "--data", speech, "--run", run, *arguments)
+
+
+def log(run) -> list[dict]:
+    """The reports of a run without their times."""
+    lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("model", ["vae", "light_dvae"])
+def test_train_then_evaluate(speech, model, capsys):
+    settings = TINY if model == "light_dvae" else ["frames=20", "batch=4", "report=4"]
+    assert train(speech, "--steps", 8, "--set", *settings, model=model, run=f"runs/{model}") == 0
+    run = Path("runs") / model
+    assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "curves.png", "last.pt", "best.pt"}
+    assert [report["step"] for report in log(run)] == [4, 8]
+    for mode in ("generation", "teacher_forcing"):
+        assert call(evaluate_door, "--mode", mode, "--limit", 3, "--json", "all.json") == 0
+        assert model in capsys.readouterr().out
+    folder = run / "eval" / "resynthesis"
+    result = json.loads((folder / "results.json").read_text())
+    assert json.loads(Path("all.json").read_text()) == [result]
+    assert len(result["utterances"]) == 3
+    for measure, summary in result["summary"].items():
+        values = [row[measure] for row in result["utterances"] if row[measure] is not None]
+        assert summary["mean"] == pytest.approx(sum(values) / len(values))
+    test = load_corpus(speech).split("test")
+    by_name = {utterance.name: test.waveform(index) for index, utterance in enumerate(test.utterances)}
+    for row in result["utterances"]:
+        assert {f"{row['name']}.png", f"{row['name']}-resynthesis.wav"} <= {path.name for path in folder.iterdir()}
+        assert row["seconds"] == len(by_name[row["name"]]) / 16_000  # whole utterances, trimmed
+
+
+def test_several_runs_give_one_table(speech, capsys):
+    for run in ("one", "two"):
+        assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae", run=run) == 0
+    capsys.readouterr()
+    assert call(evaluate_door, "one", "two", "--limit", 1) == 0
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in table] == ["RMSE", "one", "two"]
+
+
+def test_training_learns(speech):
+    """Sixty steps must beat by a fifth the best constant spectrum, which is what the model starts as."""
+    assert train(speech, "--steps", 60, "--set", "frames=20", "batch=8", "report=60", "warmup=5", model="vae") == 0
+    corpus, stft = load_corpus(speech), STFT()
+    x, dev = (
+        torch.cat(list(segments(corpus.split(split), stft.samples(20), 100))) for split in ("train", "dev")
+    )
+    constant, x = stft.power(x).mean((0, 1)), stft.power(dev)
+    divergence = (x / constant - (x / constant).clamp_min(1e-12).log() - 1).sum(-1).mean().item()
+    assert log("run")[-1]["dev"]["loss"] < 0.8 * divergence
+
+
+def test_interrupted_run_resumes_bit_for_bit(speech):
+    """Killed in the middle of a report and resumed, a run must log what an uninterrupted one logs."""
+    settings = ["--steps", "24", "--set", *TINY, "position_offset=50"]
+    assert train(speech, *settings, run="whole") == 0
+    command = [sys.executable, ROOT / "train.py", "--model", "light_dvae", "--recipe", "quick", "--run", "cut"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*map(str, command), "--data", str(speech), *settings], env=environment)
+    while process.poll() is None and not (Path("cut/log.jsonl").exists() and len(log("cut")) >= 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    assert len(log("cut")) < 6, "the run ended before it could be interrupted"
+    assert call(train_door, "--resume", "--run", "cut") == 0
+    assert log("cut") == log("whole")
+    whole, cut = (torch.load(f"{run}/last.pt", weights_only=True)["parameters"] for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_resuming_after_a_kill_between_reports(speech):
+    """kill -9 loses what came after the last report; the log must not hold any of it twice."""
+    assert train(speech, "--steps", 8, "--set", *TINY, "schedule=constant") == 0
+    with open("run/log.jsonl", "a") as file:
+        file.write(json.dumps({"step": 12}) + "\n")  # a report whose checkpoint was never written
+    assert call(train_door, "--resume", "--run", "run", "--steps", 12) == 0
+    assert [report["step"] for report in log("run")] == [4, 8, 12]
+
+
+def test_early_stopping(speech):
+    assert train(speech, "--steps", 40, "--set", *TINY, "report=2", "patience=2", "learning_rate=1e-9") == 0
+    reports = [report["dev"]["loss"] for report in log("run")]
+    best = min(range(len(reports)), key=reports.__getitem__)
+    assert len(reports) == best + 3 or len(reports) == 20
+    assert torch.load("run/best.pt", weights_only=True)["progress"]["step"] == 2 * (best + 1)
+
+
+def test_bf16_and_adam(speech):
+    arguments = ["--steps", 4, "--precision", "bf16", "--set", *TINY, "optimiser=adam", "clip=1"]
+    assert train(speech, *arguments) == 0
+    assert json.loads(Path("run/config.json").read_text())["precision"] == "bf16"
+
+
+def test_non_finite_loss_stops_and_is_named(speech, capsys):
+    """The step and the term are named, the last good checkpoint stays whole, and no NaN is trained on."""
+    assert train(speech, "--steps", 4, "--set", "frames=20", "report=2", model="vae") == 0
+    parameters = torch.load("run/last.pt", weights_only=True)["parameters"]
+    content = torch.load("run/last.pt", weights_only=True)
+    content["plan"]["recipe"] |= {"learning_rate": 1e30, "schedule": "constant", "warmup": 0, "clip": 0.0}
+    torch.save(content, "run/last.pt")
+    capsys.readouterr()
+    assert call(train_door, "--resume", "--run", "run", "--steps", 40) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step " in error and "run/last.pt" in error and ("reconstruction" in error or "kl_z" in error)
+    kept = torch.load("run/last.pt", weights_only=True)["parameters"]
+    assert all(value.isfinite().all() for value in kept.values()) and kept.keys() == parameters.keys()
+
+
+BAD = {  # arguments of train.py: what the one line must say
+    ("--model", "light_dave"): "light_dvae",
+    ("--model", "vae", "--recipe", "quik"): "quick",
+    ("--model", "hit_dvae", "--recipe", "benchmark2021"): "light2023",
+    ("--model", "vae", "--set", "latents=3"): "latent",
+    ("--model", "vae", "--set", "latent=three"): "an integer",
+    ("--model", "vae", "--set", "learning_rate=fast"): "a number",
+    ("--model", "vae", "--set", "hidden=a,b"): "64,32",
+    ("--model", "vae", "--set", "trim=maybe"): "true or false",
+    ("--model", "vae", "--set", "latent"): "key=value",
+    ("--model", "vae", "--set", "input_scale=mel"): "root",
+    ("--model", "light_dvae", "--set", "variant=inv"): "inv_s",
+    ("--model", "light_dvae", "--set", "heads=3"): "divisible",
+    ("--model", "vae", "--set", "optimiser=sgd"): "adamw",
+    ("--model", "vae", "--set", "batch=0"): "greater than 0",
+    ("--model", "vae", "--set", "window=1023"): "even",
+    ("--model", "vae", "--set", "own_past=2,3"): "[0, 1]",
+    ("--model", "vae", "--steps", "0"): "at least 1",
+    ("--model", "vae", "--steps", "many"): "many",
+    ("--model", "vae", "--precision", "fp8"): "bf16",
+    ("--model", "vae", "--device", "tpu0"): "cpu",
+    ("--model", "vae", "--data", "nowhere"): "nowhere",
+    ("--modle", "vae"): "--modle",
+    (): "light_dvae",
+    ("--resume",): "runs/",
+    ("--resume", "--run", "nowhere"): "nowhere/last.pt",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_line(arguments, capsys):
+    assert call(train_door, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert BAD[arguments] in error and error.startswith("train.py: error: ") and "\n" not in error
+    assert list(Path().iterdir()) == []
+
+
+def test_evaluate_refuses_what_is_not_a_run(speech, tmp_path, capsys):
+    Path("empty").mkdir()
+    Path("text").mkdir()
+    Path("text/best.pt").write_text("not a checkpoint")
+    Path("other").mkdir()
+    torch.save({"weights": torch.zeros(3)}, "other/best.pt")
+    Path("cut").mkdir()
+    checkpoint.save("cut/best.pt", "vae", build_model("vae"), STFT())
+    Path("cut/best.pt").write_bytes(Path("cut/best.pt").read_bytes()[:-5000])
+    for arguments, expected in {
+        (): "train one first",
+        ("nowhere",): "nowhere",
+        ("empty",): "no such checkpoint",
+        ("text",): "not a checkpoint",
+        ("other",): "not a checkpoint of minidvae",
+        ("cut",): "truncated",
+        ("empty", "--task", "resynthesise"): "resynthesis",
+        ("empty", "--limit", "0"): "at least 1",
+        ("empty", "--mode", "free"): "generation",
+    }.items():
+        assert call(evaluate_door, *arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert expected in error and error.startswith("evaluate.py: error: ") and "\n" not in error
+    assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae") == 0
+    capsys.readouterr()
+    assert call(evaluate_door, "run", "--split", "tset") == 2
+    assert "test" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(speech, capsys):
+    assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae") == 0
+    before = Path("run/last.pt").read_bytes()
+    assert train(speech, "--steps", 1, model="vae") == 2
+    assert "--resume" in capsys.readouterr().err and Path("run/last.pt").read_bytes() == before
+    assert call(train_door, "--resume", "--run", "run", "--model", "light_dvae") == 2
+    assert "--model" in capsys.readouterr().err
+
+
+def test_help_shows_the_defaults(capsys):
+    for door, flags in ((train_door, 8), (evaluate_door, 7)):
+        assert call(door, "--help") == 0
+        assert " ".join(capsys.readouterr().out.split()).count("(default: ") == flags

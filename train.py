@@ -1,0 +1,231 @@
+"""Train a model.
+
+    python train.py --model light_dvae                          # built-in corpus; no GPU needed
+    python train.py --model vae --data ~/LibriSpeech --recipe light2023
+
+A step is a pure function of (seed, step) and the state before it, so an interrupted run that is resumed goes on
+exactly as if it had not been interrupted.
+"""
+
+import json
+import signal
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minidvae import checkpoint, figures
+from minidvae.checkpoint import CheckpointError
+from minidvae.command_line import RUNS, Parser, choose_device, newest_run, overrides, run, write
+from minidvae.corpus import Cuts, load_corpus, segments
+from minidvae.models import MODELS, build_model
+from minidvae.recipes import RECIPES, Recipe, SettingError, resolve
+
+PRECISIONS = ("fp32", "bf16")
+STATISTICS_BATCHES = 8  # training batches from which the input scale and the output bias are taken
+
+
+def main() -> None:
+    parser = Parser(description="Train a model.", epilog="Settings for --set: see minidvae/recipes.py and the models.")
+    parser.add_argument("--model", help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default: light2023 on a GPU, else quick)")
+    parser.add_argument("--data", help="built-in, a folder of speech, or a manifest in TSV (default: built-in)")
+    parser.add_argument("--run", type=Path, help="folder for the results (default: a new one in runs/)")
+    parser.add_argument("--steps", type=int, help="length of training (default: the recipe's)")
+    parser.add_argument("--seed", type=int, help="of the parameters, the batches and the noise (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of matrix products, by autocast (default: fp32)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run (default: the newest)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of recipe or model")
+    args = parser.parse_args()
+
+    if args.steps is not None and args.steps < 1:
+        raise SettingError(f"--steps {args.steps}: expected at least 1")
+    device = choose_device(args.device)
+    if args.resume:
+        folder = args.run or newest_run()
+        model, _, state = checkpoint.restore(folder / "last.pt", device)
+        plan = state["plan"]
+        for flag in ("model", "recipe", "data", "seed", "precision", "set"):
+            if getattr(args, flag) not in (None, []):
+                raise SettingError(f"--{flag}: cannot change in a run that is resumed; leave it out")
+        recipe = Recipe(**plan["recipe"])
+        recipe = replace(recipe, steps=args.steps or recipe.steps)
+    else:
+        if args.model is None:
+            raise SettingError(f"--model: missing; choose one of {', '.join(MODELS)}")
+        name = args.recipe or ("light2023" if device.type == "cuda" else "quick")
+        recipe, config = resolve(args.model, name, overrides(args.set))
+        recipe = replace(recipe, steps=args.steps or recipe.steps)
+        if args.recipe is None:
+            other = next(recipe for recipe in ("quick", "light2023") if recipe != name)
+            found = "a GPU" if device.type == "cuda" else "no GPU"
+            print(f"Recipe {name}, since there is {found}; choose the other with --recipe {other}.")
+        plan = {"model": args.model, "recipe_name": name, "data": args.data or "built-in", "seed": args.seed or 0}
+        plan |= {"precision": args.precision or "fp32"}
+        folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
+        if (folder / "last.pt").exists():
+            raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
+        torch.manual_seed(plan["seed"])
+        try:
+            model, state = build_model(args.model, **config).to(device), None
+        except (RuntimeError, ValueError) as error:
+            raise SettingError(f"--set {' '.join(args.set)}: no such {args.model} can be built ({error})") from None
+
+    corpus = load_corpus(plan["data"])
+    training = corpus.split("train")
+    cuts = Cuts(training, recipe.stft.samples(recipe.frames), recipe.batch, plan["seed"], recipe.trim)
+    development = corpus.split("dev")
+    per_epoch = max(1, cuts.sequences // recipe.batch)
+    recipe = replace(recipe, steps=recipe.steps or recipe.epochs * per_epoch, report=recipe.report or per_epoch)
+    plan["recipe"] = asdict(replace(recipe, models={}))
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "config.json", json.dumps(plan | {"model_settings": asdict(model.config)}, indent=2))
+
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{plan['model']}, {parameters:.2f} M parameters, recipe {plan['recipe_name']}: {recipe.steps} steps of")
+    print(f"{recipe.batch} × {recipe.frames} frames out of {training.seconds / 60:.1f} minutes. Results: {folder}/")
+    if cuts.skipped:
+        print(f"{cuts.skipped} utterances are shorter than one training sequence and are not used.")
+    train(model, recipe, plan, cuts, development, device, folder, state)
+    print(f"Finished: {folder}/ (curves.png shows the training). Next: python evaluate.py {folder}")
+
+
+def train(model, recipe, plan, cuts, development, device, folder, state) -> None:
+    stft = recipe.stft
+    optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
+        model.parameters(), betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay
+    )
+    progress = {"step": 0, "best": float("inf"), "waited": 0, "seconds": 0.0, "sums": {}, "count": 0}
+    if state is None:
+        model.fit_statistics(torch.cat([stft.power(cuts(step)) for step in range(STATISTICS_BATCHES)]).to(device))
+        reports = []
+    else:
+        optimiser.load_state_dict(state["optimiser"])
+        progress = state["progress"]
+        lines = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
+        reports = [report for report in map(json.loads, lines) if report["step"] <= progress["step"]]
+
+    def save(name: str) -> None:
+        optimiser_state = {"optimiser": optimiser.state_dict()} if name == "last.pt" else {}
+        checkpoint.save(folder / name, plan["model"], model, stft, plan=plan, progress=progress, **optimiser_state)
+
+    stop = StopRequest()
+    started = time.perf_counter() - progress["seconds"]
+    bar = tqdm(total=recipe.steps, initial=progress["step"], desc=plan["model"], unit="step", disable=None)
+    model.train()
+    while progress["step"] < recipe.steps and not (recipe.patience and progress["waited"] >= recipe.patience):
+        step = progress["step"]
+        torch.manual_seed(seed_of(plan["seed"], step))
+        batch = stft.power(cuts(step).to(device, non_blocking=True))
+        model.own_past = recipe.own_past_at(step)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate_at(step)
+
+        with autocast(device, plan["precision"]):
+            loss, terms = model.loss(batch)
+        terms = read_terms(terms, folder, step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if recipe.clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimiser.step()
+
+        progress["step"] = step + 1
+        progress["sums"] = {name: progress["sums"].get(name, 0.0) + value for name, value in terms.items()}
+        progress["count"] += 1
+        bar.update()
+        if (step + 1) % recipe.report == 0 or step + 1 == recipe.steps:
+            dev = development_loss(model, recipe, plan, development, device, folder, step)
+            progress["waited"] = 0 if dev["loss"] < progress["best"] else progress["waited"] + 1
+            progress["seconds"] = time.perf_counter() - started
+            report = {
+                "step": step + 1,
+                "train": {name: total / progress["count"] for name, total in progress["sums"].items()},
+                "dev": dev,
+                "learning_rate": recipe.learning_rate_at(step),
+                "own_past": model.own_past,
+                "seconds": round(progress["seconds"], 1),
+            }
+            progress["sums"], progress["count"] = {}, 0
+            if dev["loss"] < progress["best"]:
+                progress["best"] = dev["loss"]
+                save("best.pt")
+            reports.append(report)
+            write(folder / "log.jsonl", "".join(json.dumps(report) + "\n" for report in reports))
+            save("last.pt")
+            figures.curves(reports, folder / "curves.png")
+            bar.write(describe(report, recipe.steps))
+        elif stop.requested:
+            progress["seconds"] = time.perf_counter() - started
+            save("last.pt")
+        if stop.requested:
+            bar.close()
+            print(f"Stopped after step {step + 1}. Go on with: python train.py --resume --run {folder}")
+            raise SystemExit(130)
+    bar.close()
+
+
+@torch.no_grad()
+def development_loss(model, recipe, plan, development, device, folder, step) -> dict[str, float]:
+    """The terms of the loss over the development split, the same noise every time. The past is as it will be at
+    the end of training, so that the best checkpoint is the best at that."""
+    model.eval()
+    model.own_past = recipe.own_past[-1]
+    torch.manual_seed(seed_of(plan["seed"], -1))
+    sums, count = {}, 0
+    for cut in segments(development, recipe.stft.samples(recipe.frames), recipe.batch, trim=recipe.trim):
+        batch = recipe.stft.power(cut.to(device))
+        with autocast(device, plan["precision"]):
+            _, terms = model.loss(batch)
+        for name, value in read_terms(terms, folder, step).items():
+            sums[name] = sums.get(name, 0.0) + value * len(batch)
+        count += len(batch)
+    model.own_past = recipe.own_past_at(step)
+    model.train()
+    return {name: total / count for name, total in sums.items()}
+
+
+def read_terms(terms: dict[str, torch.Tensor], folder: Path, step: int) -> dict[str, float]:
+    """The terms as numbers. Raises CheckpointError at the first that is not finite."""
+    values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+    for name in sorted(values, key=lambda name: name == "loss"):  # a cause before the sum
+        if not abs(values[name]) < float("inf"):
+            kept = folder / "last.pt" if (folder / "last.pt").exists() else "none yet"
+            raise CheckpointError(f"step {step}: {name} is {values[name]}; stopped. Last good checkpoint: {kept}")
+    return values
+
+
+def seed_of(seed: int, step: int) -> int:
+    """One seed per (seed, step); step −1 is the development set's."""
+    return (seed * 2_654_435_761 + step + 1) % 2**63
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def describe(report: dict, steps: int) -> str:
+    parts = [f"step {report['step']:>6}/{steps}", f"{report['seconds']:7.1f} s"]
+    for part in ("train", "dev"):
+        parts.append(f"{part} " + "  ".join(f"{name} {value:.4g}" for name, value in report[part].items()))
+    return "   ".join(parts)
+
+
+class StopRequest:
+    """Ctrl-C and SIGTERM take effect between two steps; a second Ctrl-C at once."""
+
+    def __init__(self):
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
+
+    def __call__(self, number, frame) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if __name__ == "__main__":
+    run(main)

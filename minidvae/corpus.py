@@ -223,7 +223,7 @@ def load_corpus(source: str | Path = "built-in", cache: str | Path | None = None
             layout = "manifest"
             if os.path.isdir(root):
                 layout, entries = _list_folder(root, contents, notes)
-            clips = _decode(tqdm(entries, f"packing {name}", unit=" files", disable=not progress), notes)
+            clips = _decode(tqdm(entries, f"packing {name}", unit=" files", disable=None if progress else True), notes)
         try:
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             _pack(folder, name, layout, clips, notes)
@@ -390,7 +390,7 @@ def _speak(progress: bool) -> Iterator[tuple[dict, np.ndarray]]:
     sexes = {speaker.name: speaker.sex for speaker in speakers}
     total = len(speakers) * BUILT_IN["utterances"]
     utterances = synthetic.generate(**BUILT_IN)
-    for u in tqdm(utterances, "packing built-in", total, unit=" files", disable=not progress):
+    for u in tqdm(utterances, "packing built-in", total, disable=None if progress else True):
         yield {"name": u.name, "speaker": u.speaker, "split": u.split, "text": u.text, "phones": u.phones,
                "sex": sexes[u.speaker], "condition": u.condition}, u.waveform.astype(np.float32)
 

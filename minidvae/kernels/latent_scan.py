@@ -16,9 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .lstm_scan import lstm_cell
+from .lstm_scan import differentiable_gradient, gate_views, lstm_cell, lstm_cell_backward, lstm_cell_forward
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+ACTIVATIONS_IN_PLACE = {"tanh": torch.tanh_, "relu": torch.relu_}
+ACTIVATION_BACKWARD = {  # (gradient, output, where to write)
+    "tanh": lambda d, y, out: torch.ops.aten.tanh_backward.grad_input(d, y, grad_input=out),
+    "relu": lambda d, y, out: torch.ops.aten.threshold_backward.grad_input(d, y, 0, grad_input=out),
+}
 
 
 def latent_scan_reference(
@@ -67,4 +72,165 @@ def pairs(tensors: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
-latent_scan = latent_scan_reference
+def unflatten(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    tensors = iter(tensors)
+    return [[next(tensors) for _ in range(count)] for count in counts]
+
+
+class LatentScan(torch.autograd.Function):
+    """The loop with all that can be done once outside of it, for at most one LSTM layer.
+
+    Sequences are (frames, batch, ·) inside, allocated once; `…_at[t]` are their frames. Backward goes to the
+    preactivations only; weight gradients are products over all frames afterwards. With an LSTM, a_t and h_t stand
+    side by side in memory, so that one product makes all gates. `counts`: how many of `tensors` are state,
+    posterior, transition and lstm.
+    """
+
+    @staticmethod
+    def forward(ctx, activation, counts, inputs, noise, gates, *tensors):
+        state, posterior, transition, lstm = unflatten(tensors, counts)
+        act_ = ACTIVATIONS_IN_PLACE[activation]
+        frames, latent = noise.shape[1:]
+
+        def sequence(width: int, length: int = frames) -> Tensor:
+            return inputs.new_empty(length, len(inputs), width)
+
+        # u[k]: after layer k of the posterior; a[0] = z, a[k]: after layer k of the transition; s: the state
+        u = [time_major(inputs)] + [sequence(len(bias)) for bias in posterior[2::2]]
+        widths = [latent] + [len(bias) for bias in transition[1::2]]
+        a = [sequence(width) for width in widths[:-1]]
+        loop = []  # the sequences of the LSTM
+        if lstm:
+            w_ih, w_hh, lstm_bias = lstm
+            hidden = w_hh.shape[1]
+            w_gates = torch.cat([w_ih, w_hh], dim=1).t()
+            both = sequence(widths[-1] + hidden)
+            a_last, s = both.split([widths[-1], hidden], dim=-1)
+            g = sequence(4 * hidden) if gates is None else time_major(gates).add_(lstm_bias)
+            c, tanh_c = sequence(hidden), sequence(hidden)
+            s[0], c[0] = state
+            loop = [both, g, c, tanh_c]
+            both_at, g_at, c_at, tanh_c_at = (values.unbind(0) for values in loop)
+            gates_at = gate_views(g)
+        else:
+            s = sequence(widths[-1], frames + 1)
+            s[0] = state[0]
+            s, a_last = s[:-1], s[1:]
+        a.append(a_last)
+
+        first, rest, moves = posterior[0].t(), pairs(posterior[1:]), pairs(transition)
+        rest, moves = [[(weight.t(), bias) for weight, bias in layers] for layers in (rest, moves)]
+        mean, log_variance = u[-1].split(latent, dim=-1)
+        u_at, a_at = [values.unbind(0) for values in u], [values.unbind(0) for values in a]
+        s_at, mean_at, log_variance_at, noise_at = s.unbind(0), mean.unbind(0), log_variance.unbind(0), noise.unbind(1)
+        for t in range(frames):
+            if t > 0:
+                for k, (weight, bias) in enumerate(moves):
+                    act_(torch.addmm(bias, a_at[k][t - 1], weight, out=a_at[k + 1][t - 1]))
+                if lstm:
+                    known = lstm_bias if gates is None else g_at[t - 1]
+                    torch.addmm(known, both_at[t - 1], w_gates, out=g_at[t - 1])
+                    lstm_cell_forward(gates_at[t - 1], c_at[t - 1], c_at[t], tanh_c_at[t - 1], s_at[t])
+            u_at[0][t].addmm_(s_at[t], first)
+            for k, (weight, bias) in enumerate(rest):
+                torch.addmm(bias, act_(u_at[k][t]), weight, out=u_at[k + 1][t])
+            deviation = torch.mul(log_variance_at[t], 0.5).exp_()
+            torch.addcmul(mean_at[t], deviation, noise_at[t], out=a_at[0][t])
+
+        ctx.activation, ctx.counts, ctx.has_gates = activation, counts, gates is not None
+        ctx.lengths = len(u), len(a), len(loop)
+        ctx.save_for_backward(inputs, noise, gates, *tensors, s, *u, *a, *loop)
+        return tuple(values.transpose(0, 1).contiguous() for values in (mean, log_variance, a[0], s))
+
+    @staticmethod
+    def backward(ctx, d_mean, d_log_variance, d_z, d_s):
+        (inputs, noise, gates), tensors, (s,), u, a, loop = unflatten(
+            ctx.saved_tensors, (3, sum(ctx.counts), 1, *ctx.lengths)
+        )
+        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+            given = [tensor for tensor in (inputs, noise, gates, *tensors) if tensor is not None]
+
+            def definition(inputs, noise, *tensors):
+                gates, tensors = (tensors[0], tensors[1:]) if ctx.has_gates else (None, tensors)
+                return latent_scan_reference(inputs, noise, *unflatten(tensors, ctx.counts), gates, ctx.activation)
+
+            found = differentiable_gradient(definition, given, (d_mean, d_log_variance, d_z, d_s))
+            return None, None, *(found if ctx.has_gates else (*found[:2], None, *found[2:]))
+
+        _, posterior, transition, lstm = unflatten(tensors, ctx.counts)
+        act_backward = ACTIVATION_BACKWARD[ctx.activation]
+        frames, latent = noise.shape[1:]
+        d_u = [torch.empty_like(layer) for layer in u[:-1]]
+        d_u.append(torch.cat([d_mean, d_log_variance], dim=-1).transpose(0, 1).contiguous())
+        d_a = [time_major(d_z)] + [torch.empty_like(layer) for layer in a[1:]]
+        half_spread = (a[0] - u[-1][..., :latent]).mul_(0.5)  # ∂z/∂λ = ½ σ ε
+        u_at, d_u_at, a_at, d_a_at = [[values.unbind(0) for values in group] for group in (u, d_u, a, d_a)]
+        d_mean_at, d_log_variance_at = (values.unbind(0) for values in d_u[-1].split(latent, dim=-1))
+        d_s_at, half_spread_at = time_major(d_s).unbind(0), half_spread.unbind(0)
+        if lstm:
+            both, g, c, tanh_c = loop
+            w_gates = torch.cat(lstm[:2], dim=1)
+            d_g = torch.empty_like(g)
+            d_g[-1] = 0
+            dc = torch.zeros_like(c[0])
+            c_at, tanh_c_at, d_g_at = c.unbind(0), tanh_c.unbind(0), d_g.unbind(0)
+            gates_at, d_gates_at = gate_views(g), gate_views(d_g)
+
+        for t in reversed(range(frames)):
+            d_mean_at[t].add_(d_a_at[0][t])
+            d_log_variance_at[t].addcmul_(d_a_at[0][t], half_spread_at[t])
+            for k in reversed(range(1, len(u))):
+                act_backward(d_u_at[k][t] @ posterior[2 * k - 1], u_at[k - 1][t], d_u_at[k - 1][t])
+            da = d_s_at[t].addmm_(d_u_at[0][t], posterior[0])
+            if t == 0:
+                break
+            if lstm:
+                lstm_cell_backward(gates_at[t - 1], c_at[t - 1], tanh_c_at[t - 1], da, dc, d_gates_at[t - 1])
+                da, dh = (d_g_at[t - 1] @ w_gates).split([a[-1].shape[-1], c.shape[-1]], dim=-1)
+                d_s_at[t - 1].add_(dh)
+            for k in reversed(range(1, len(a))):
+                act_backward(da, a_at[k][t - 1], d_a_at[k][t - 1])
+                da = d_a_at[k][t - 1] @ transition[2 * k - 2]
+            d_a_at[0][t - 1].add_(da)
+
+        d_state, d_posterior, d_transition, d_lstm = [d_s_at[0]], [weight_gradient(d_u[0], s)], [], []
+        for k in range(1, len(u)):
+            d_posterior += [weight_gradient(d_u[k], u[k - 1]), d_u[k].sum((0, 1))]
+        for k in range(1, len(a)):
+            d_transition += [weight_gradient(d_a[k][:-1], a[k - 1][:-1]), d_a[k][:-1].sum((0, 1))]
+        if lstm:
+            d_state.append(dc)
+            d_both = weight_gradient(d_g[:-1], both[:-1])
+            d_lstm = [*d_both.split([a[-1].shape[-1], c.shape[-1]], dim=1), d_g.sum((0, 1))]
+        d_gates = d_g.transpose(0, 1) if ctx.has_gates else None
+        return None, None, d_u[0].transpose(0, 1), None, d_gates, *d_state, *d_posterior, *d_transition, *d_lstm
+
+
+def time_major(sequence: Tensor) -> Tensor:
+    """(batch, frames, ·) → a copy (frames, batch, ·)"""
+    return sequence.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+
+def weight_gradient(d_output: Tensor, layer_input: Tensor) -> Tensor:
+    return d_output.flatten(0, 1).t() @ layer_input.flatten(0, 1)
+
+
+def latent_scan(
+    inputs: Tensor,
+    noise: Tensor,
+    state: Sequence[Tensor],
+    posterior: Sequence[Tensor],
+    transition: Sequence[Tensor] = (),
+    lstm: Sequence[Tensor] = (),
+    gates: Tensor | None = None,
+    activation: str = "tanh",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`latent_scan_reference`, by the fastest path for these tensors; all are brought to the dtype of the noise."""
+    dtype, parts = noise.dtype, (state, posterior, transition, lstm)
+    inputs, gates = inputs.to(dtype), None if gates is None else gates.to(dtype)
+    parts = [[tensor.to(dtype) for tensor in part] for part in parts]
+    with torch.autocast(inputs.device.type, enabled=False):
+        if dtype not in (torch.float32, torch.float64) or len(lstm) > 3 or noise.requires_grad:
+            return latent_scan_reference(inputs, noise, *parts, gates, activation)
+        counts = [len(part) for part in parts]
+        return LatentScan.apply(activation, counts, inputs, noise, gates, *(t for part in parts for t in part))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..kernels import gaussian_kl, is_divergence
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # of an output that is fed back as the past: e^l stays finite
-ROOT_EXPONENT = 0.25  # of the `root` input scale, on power
 LOG_FLOOR = 1e-6  # of the `log` input scale, on power, for waveforms with max|s| = 1
 
 
@@ -151,7 +150,7 @@ class InputScale(nn.Module):
     def compress(self, power: Tensor) -> Tensor:
         if self.scale == "power":
             return power
-        return torch.log(power + LOG_FLOOR) if self.scale == "log" else power.clamp_min(0) ** ROOT_EXPONENT
+        return torch.log(power + LOG_FLOOR) if self.scale == "log" else power.sqrt().sqrt()
 
     def fit(self, power: Tensor) -> None:
         if self.scale != "power":

@@ -98,12 +98,15 @@ class Block(nn.Module):
 
     def forward(self, main: Tensor, source: Tensor | None = None, residual: bool = True, caches=(None, None)):
         """Without a source: an encoder block, every frame sees all. With one: a causal decoder block."""
-        keep = 1.0 if residual else 0.0
         causal = source is not None
-        main = self.attention_norm(keep * main + self.attention(main, main, causal, caches[0]))
+
+        def add(main: Tensor, change: Tensor) -> Tensor:
+            return main + change if residual else change
+
+        main = self.attention_norm(add(main, self.attention(main, main, causal, caches[0])))
         if source is not None:
-            main = self.cross_norm(keep * main + self.cross_attention(main, source, causal, caches[1]))
-        return self.feedforward_norm(keep * main + self.feedforward(main))
+            main = self.cross_norm(add(main, self.cross_attention(main, source, causal, caches[1])))
+        return self.feedforward_norm(add(main, self.feedforward(main)))
 
 
 class Decoder(nn.Module):
@@ -209,14 +212,16 @@ class HiTDVAE(DVAE):
 
     @torch.no_grad()
     def replace_past(self, x_past: Tensor, z: Tensor, w: Tensor, positions: Tensor) -> Tensor:
-        """In a random share `own_past` of the sequences, the past that the model itself would have made:
+        """In a share `own_past` of the sequences, the first ones, the past that the model itself would have made:
         two parallel passes, the second on the output of the first."""
-        own = x_past
+        count = round(self.own_past * len(x_past))
+        if count == 0:
+            return x_past
+        own = x_past[:count]
         for _ in range(2):
-            own = past(self.feed_back(self.likelihood(z, w, own, positions)))
+            own = past(self.feed_back(self.likelihood(z[:count], w[:count], own, positions)))
         torch.clear_autocast_cache()  # it now holds weights cast without gradient
-        chosen = torch.rand(len(x_past), 1, 1, device=x_past.device) < self.own_past
-        return torch.where(chosen, own.to(x_past), x_past)
+        return torch.cat([own.to(x_past), x_past[count:]])
 
     def resynthesise_from_own_past(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Tensor:
         noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise

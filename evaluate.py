@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from minidvae import checkpoint
-from minidvae.checkpoint import CheckpointError
-from minidvae.command_line import Parser, choose_device, newest_run, run, write
+from minidvae.command_line import RUNS, Parser, choose_device, newest_run, run, write
 from minidvae.corpus import load_corpus
 from minidvae.experiments import resynthesis
 from minidvae.recipes import SettingError, known
@@ -22,7 +21,8 @@ TASKS = ("resynthesis",)
 
 def main() -> None:
     parser = Parser(description="Evaluate trained models.")
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders (default: the newest run)")
+    runs = "run folders, or folders with a published model (default: the newest run)"
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=runs)
     parser.add_argument("--task", default="resynthesis", help=f"one of {', '.join(TASKS)} (default: resynthesis)")
     parser.add_argument("--data", help="built-in, a folder of speech, or a manifest (default: the run's own)")
     parser.add_argument("--split", default="test", help="which split to evaluate on (default: test)")
@@ -40,20 +40,22 @@ def main() -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)  # the cores are busy with the metrics
     folders = args.runs or [newest_run()]
-    loaded = [(folder, *load_run(folder, device)) for folder in folders]
+    loaded = [(folder, *checkpoint.load_run(folder, device)) for folder in folders]
 
     results, corpora = [], {}
     for folder, model, stft, content in loaded:
-        data = args.data or content["plan"]["data"]
+        ours = "plan" in content
+        data = args.data or (content["plan"]["data"] if ours else "built-in")
         if data not in corpora:
             corpora[data] = load_corpus(data)
         corpus = corpora[data].split(args.split)
         if args.limit and args.limit < len(corpus):
             chosen = [corpus.utterances[i * len(corpus) // args.limit] for i in range(args.limit)]
             corpus = replace(corpus, utterances=tuple(chosen))
-        print(f"{folder}: {content['model']}, step {content['progress']['step']}; {len(corpus)} utterances of {data}")
-        target = folder / "eval" / args.task
-        result = resynthesis.evaluate(model, stft, corpus, args.mode, target, args.seed)
+        trained = f"step {content['progress']['step']}" if ours else "published"
+        print(f"{folder}: {content['model']}, {trained}; {len(corpus)} utterances of {data}")
+        target = (folder if ours else RUNS / folder.resolve().name) / "eval" / args.task
+        result = resynthesis.evaluate(model.eval(), stft, corpus, args.mode, target, args.seed)
         result |= {"run": str(folder), "model": content["model"], "data": data, "split": args.split, "seed": args.seed}
         write(target / "results.json", json.dumps(result, indent=1))
         mode = f" ({args.mode.replace('_', ' ')})" if model.autoregressive else ""
@@ -64,15 +66,6 @@ def main() -> None:
     print("\nMean ± standard error over utterances. RMSE after the best gain. PESQ: narrow band, raw (P.862) and LQO.")
     if args.json:
         write(args.json, json.dumps([result for _, _, result in results], indent=1))
-
-
-def load_run(folder: Path, device: torch.device):
-    """The best model of a run folder, its STFT and the content of its checkpoint."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such run folder; runs are written by train.py, to runs/ by default")
-    name = "best.pt" if (folder / "best.pt").exists() else "last.pt"  # a run stopped before its first report
-    model, stft, content = checkpoint.restore(folder / name, device)
-    return model.eval(), stft, content
 
 
 if __name__ == "__main__":

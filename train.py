@@ -21,7 +21,7 @@ from minidvae.checkpoint import CheckpointError
 from minidvae.command_line import RUNS, Parser, choose_device, newest_run, overrides, run, write
 from minidvae.corpus import Cuts, load_corpus, segments
 from minidvae.models import MODELS, build_model
-from minidvae.recipes import RECIPES, Recipe, SettingError, resolve
+from minidvae.recipes import RECIPES, Recipe, SettingError, known, resolve
 
 PRECISIONS = ("fp32", "bf16")
 STATISTICS_BATCHES = 8  # training batches from which the input scale and the output bias are taken
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--data", help="built-in, a folder of speech, or a manifest in TSV (default: built-in)")
     parser.add_argument("--run", type=Path, help="folder for the results (default: a new one in runs/)")
     parser.add_argument("--steps", type=int, help="length of training (default: the recipe's)")
+    parser.add_argument("--init", type=Path, help="start from the model in this run folder, ours or published")
     parser.add_argument("--seed", type=int, help="of the parameters, the batches and the noise (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of matrix products, by autocast (default: fp32)")
@@ -44,35 +45,7 @@ def main() -> None:
     if args.steps is not None and args.steps < 1:
         raise SettingError(f"--steps {args.steps}: expected at least 1")
     device = choose_device(args.device)
-    if args.resume:
-        folder = args.run or newest_run()
-        model, _, state = checkpoint.restore(folder / "last.pt", device)
-        plan = state["plan"]
-        for flag in ("model", "recipe", "data", "seed", "precision", "set"):
-            if getattr(args, flag) not in (None, []):
-                raise SettingError(f"--{flag}: cannot change in a run that is resumed; leave it out")
-        recipe = Recipe(**plan["recipe"])
-        recipe = replace(recipe, steps=args.steps or recipe.steps)
-    else:
-        if args.model is None:
-            raise SettingError(f"--model: missing; choose one of {', '.join(MODELS)}")
-        name = args.recipe or ("light2023" if device.type == "cuda" else "quick")
-        recipe, config = resolve(args.model, name, overrides(args.set))
-        recipe = replace(recipe, steps=args.steps or recipe.steps)
-        if args.recipe is None:
-            other = next(recipe for recipe in ("quick", "light2023") if recipe != name)
-            found = "a GPU" if device.type == "cuda" else "no GPU"
-            print(f"Recipe {name}, since there is {found}; choose the other with --recipe {other}.")
-        plan = {"model": args.model, "recipe_name": name, "data": args.data or "built-in", "seed": args.seed or 0}
-        plan |= {"precision": args.precision or "fp32"}
-        folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
-        if (folder / "last.pt").exists():
-            raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
-        torch.manual_seed(plan["seed"])
-        try:
-            model, state = build_model(args.model, **config).to(device), None
-        except (RuntimeError, ValueError) as error:
-            raise SettingError(f"--set {' '.join(args.set)}: no such {args.model} can be built ({error})") from None
+    model, recipe, plan, folder, state = (resume if args.resume else begin)(args, device)
 
     corpus = load_corpus(plan["data"])
     training = corpus.split("train")
@@ -80,6 +53,9 @@ def main() -> None:
     development = corpus.split("dev")
     per_epoch = max(1, cuts.sequences // recipe.batch)
     recipe = replace(recipe, steps=recipe.steps or recipe.epochs * per_epoch, report=recipe.report or per_epoch)
+    if state is None and not plan["init"]:
+        sample = torch.cat([recipe.stft.power(cuts(step)) for step in range(STATISTICS_BATCHES)])
+        model.fit_statistics(sample.to(device))
     plan["recipe"] = asdict(replace(recipe, models={}))
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "config.json", json.dumps(plan | {"model_settings": asdict(model.config)}, indent=2))
@@ -93,16 +69,61 @@ def main() -> None:
     print(f"Finished: {folder}/ (curves.png shows the training). Next: python evaluate.py {folder}")
 
 
+def begin(args, device):
+    """A new run: its model, recipe, plan (what the checkpoints say of it) and folder; no state."""
+    model = None
+    if args.init:
+        model, stft, content = checkpoint.load_run(args.init, device)
+        if args.model not in (None, content["model"]):
+            raise CheckpointError(f"{args.init}: holds a {content['model']}, not a {args.model}")
+        args.model = content["model"]
+    if args.model is None:
+        raise SettingError(f"--model: missing; choose one of {', '.join(MODELS)}")
+    known("model", args.model, MODELS)
+    papers = [name for name in ("light2023", "benchmark2021") if args.model in RECIPES[name].models]
+    name, other = (papers[0], "quick") if device.type == "cuda" else ("quick", papers[0])
+    if args.recipe is None:
+        found = "a GPU" if device.type == "cuda" else "no GPU"
+        print(f"Recipe {name}, since there is {found}; choose the other with --recipe {other}.")
+    name = args.recipe or name
+    recipe, config = resolve(args.model, name, overrides(args.set))
+    recipe = replace(recipe, steps=args.steps or recipe.steps)
+    if model is None:
+        torch.manual_seed(args.seed or 0)
+        try:
+            model = build_model(args.model, **config).to(device)
+        except (RuntimeError, ValueError) as error:
+            raise SettingError(f"--set {' '.join(args.set)}: no such {args.model} can be built ({error})") from None
+    else:
+        if fixed := [key for key in overrides(args.set) if key in config or key in ("window", "hop")]:
+            raise SettingError(f"--set {fixed[0]}: comes with the model of --init; leave it out")
+        recipe = replace(recipe, window=stft.window_length, hop=stft.hop)
+    folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
+    if (folder / "last.pt").exists():
+        raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
+    plan = {"model": args.model, "recipe_name": name, "init": str(args.init or ""), "data": args.data or "built-in"}
+    return model, recipe, plan | {"seed": args.seed or 0, "precision": args.precision or "fp32"}, folder, None
+
+
+def resume(args, device):
+    """A run that was interrupted, or is to be longer: what `begin` returns, and the content of its last checkpoint."""
+    for flag in ("model", "recipe", "data", "init", "seed", "precision", "set"):
+        if getattr(args, flag) not in (None, []):
+            raise SettingError(f"--{flag}: cannot change in a run that is resumed; leave it out")
+    folder = args.run or newest_run()
+    model, _, state = checkpoint.restore(folder / "last.pt", device)
+    recipe = Recipe(**state["plan"]["recipe"])
+    return model, replace(recipe, steps=args.steps or recipe.steps), state["plan"], folder, state
+
+
 def train(model, recipe, plan, cuts, development, device, folder, state) -> None:
     stft = recipe.stft
     optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
         model.parameters(), betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay
     )
     progress = {"step": 0, "best": float("inf"), "waited": 0, "seconds": 0.0, "sums": {}, "count": 0}
-    if state is None:
-        model.fit_statistics(torch.cat([stft.power(cuts(step)) for step in range(STATISTICS_BATCHES)]).to(device))
-        reports = []
-    else:
+    reports = []
+    if state is not None:
         optimiser.load_state_dict(state["optimiser"])
         progress = state["progress"]
         lines = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import dvae_speech
 from .audio import SAMPLE_RATE, STFT
-from .models import build_model
+from .models import build_model, name_of
 
 
 class CheckpointError(ValueError):
@@ -68,6 +68,19 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: does not describe a model of this version ({error})") from None
+
+
+def load_run(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
+    """What a run folder holds (the best model so far), or a folder in the published format "DVAE-speech": the model,
+    its STFT and the content of the checkpoint, in the second case only {"model": its name}."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such run folder; runs are written by train.py, to runs/ by default")
+    if (folder / "config.ini").exists():
+        model, stft = load_dvae_speech(folder)
+        return model.to(device), stft, {"model": name_of(model)}
+    best = folder / "best.pt"
+    return restore(best if best.exists() else folder / "last.pt", device)  # stopped before its first report
 
 
 def load_parameters(model: nn.Module, parameters: dict[str, torch.Tensor], source: str | Path) -> None:

@@ -86,7 +86,7 @@ class Recipe:
 RVAE_ORIGINAL = {"x_hidden": (), "z_hidden": (), "posterior_hidden": (), "decoder_z_hidden": (), "decoder_hidden": ()}
 
 # HiT-DVAE and LigHT-DVAE in `quick`
-SMALL = {"input_scale": "root", "width": 128, "feedforward": 512, "layers": 1, "position_offset": 600} | {
+SMALL = {"input_scale": "root", "width": 128, "feedforward": 512, "layers": 1, "position_offset": 2000} | {
     "w_embedding": 32,
     "w_hidden": 32,
     "w_layers": 1,

@@ -234,6 +234,33 @@ def test_a_run_is_not_overwritten(speech, capsys):
     assert "--model" in capsys.readouterr().err
 
 
+def test_init_starts_from_another_run(speech, capsys):
+    """The first loss of a run that starts from another must be where that one ended, not where chance begins."""
+    arguments = ["--steps", 40, "--set", "frames=20", "report=20", "warmup=5"]
+    assert train(speech, *arguments, model="vae", run="first") == 0
+    assert call(train_door, "--init", "first", "--data", speech, "--run", "second", "--steps", 2, "--set", "frames=20",
+                "learning_rate=1e-9") == 0  # fmt: skip
+    assert log("second")[0]["dev"]["loss"] == pytest.approx(log("first")[-1]["dev"]["loss"], rel=1e-4)
+    capsys.readouterr()
+    for arguments in (("--model", "dkf"), ("--set", "latent=3"), ("--set", "hop=128")):
+        assert call(train_door, "--init", "first", *arguments) == 2
+        assert arguments[1].split("=")[0] in capsys.readouterr().err
+
+
+def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
+    """A folder of the published format is a run to evaluate (results beside our own runs), and one to start from."""
+    folder = shared / "checkpoints" / "vrnn"
+    assert call(evaluate_door, folder, "--data", speech, "--limit", 1, "--mode", "teacher_forcing") == 0
+    assert json.loads(Path("runs/vrnn/eval/resynthesis/results.json").read_text())["model"] == "vrnn"
+    assert call(train_door, "--init", folder, "--recipe", "benchmark2021", "--data", speech, "--run", "tuned",
+                "--steps", 2, "--set", "frames=20", "batch=4") == 0  # fmt: skip
+    tuned, stft, _ = checkpoint.load_run("tuned")
+    assert stft == STFT(512, 256)
+    published, _, _ = checkpoint.load_run(folder)
+    for before, after in zip(published.parameters(), tuned.parameters(), strict=True):
+        assert (before - after).abs().max() < 1e-3  # two steps of 1e-4
+
+
 def test_help_shows_the_defaults(capsys):
     for door, flags in ((train_door, 8), (evaluate_door, 8)):
         assert call(door, "--help") == 0

@@ -87,7 +87,7 @@ def test_tiny_own_past(name):
     resynthesis = model.resynthesise(expected["x"], "generation", expected["eps"])
     assert_close(resynthesis.exp(), expected["gen_variance"], 1e-5, "gen_variance")
     model.own_past = 1.0
-    output = model.train()(expected["x"], expected["eps"])
+    output = model(expected["x"], expected["eps"])
     assert_close(output.log_variance.exp(), expected["gen_variance"], 1e-5, "gen_variance, scheduled")
     assert_close(output.p_z.mean, expected["gen_prior_mean"], 1e-5, "gen_prior_mean")
     assert_close(output.p_z.log_variance, expected["gen_prior_logvar"], 1e-5, "gen_prior_logvar")

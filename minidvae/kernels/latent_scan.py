@@ -38,7 +38,8 @@ def latent_scan_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """inputs: (batch, frames, width of the first layer), with its bias. noise: ε, (batch, frames, latent).
     state: [s_1], (batch, ·); with `lstm` h_1, c_1 of each layer. posterior: W, then W, b of each further layer;
-    transition: W, b of each layer; lstm: W_ih, W_hh, b of each layer. gates: (batch, frames, 4·hidden) or None.
+    transition: W, b of each layer; lstm: W_ih, W_hh, b of each layer. gates: (batch, frames, 4·hidden), which take
+    the place of b in the first layer (its b is None then).
 
     Returns μ, λ, z (batch, frames, latent) and s (batch, frames, ·), s_t being the state that z_t was drawn with.
     """
@@ -60,10 +61,8 @@ def latent_scan_reference(
         for layer in range(len(lstm) // 3):
             w_ih, w_hh, bias = lstm[3 * layer : 3 * layer + 3]
             h, c = state[2 * layer : 2 * layer + 2]
-            preactivation = F.linear(a, w_ih, bias) + F.linear(h, w_hh)
-            if gates is not None and layer == 0:
-                preactivation = preactivation + gates[:, t]
-            state[2 * layer : 2 * layer + 2] = lstm_cell(preactivation, c)
+            known = gates[:, t] if bias is None else bias
+            state[2 * layer : 2 * layer + 2] = lstm_cell(known + F.linear(a, w_ih) + F.linear(h, w_hh), c)
             a = state[2 * layer]
     return tuple(torch.stack(sequence, dim=1) for sequence in zip(*frames, strict=True))
 
@@ -96,18 +95,18 @@ class LatentScan(torch.autograd.Function):
             return inputs.new_empty(length, len(inputs), width)
 
         # u[k]: after layer k of the posterior; a[0] = z, a[k]: after layer k of the transition; s: the state
-        u = [time_major(inputs)] + [sequence(len(bias)) for bias in posterior[2::2]]
+        u = [sequence(inputs.shape[2])] + [sequence(len(bias)) for bias in posterior[2::2]]
         widths = [latent] + [len(bias) for bias in transition[1::2]]
         a = [sequence(width) for width in widths[:-1]]
         loop = []  # the sequences of the LSTM
         if lstm:
-            w_ih, w_hh, lstm_bias = lstm
+            w_ih, w_hh, bias = lstm
             hidden = w_hh.shape[1]
             w_gates = torch.cat([w_ih, w_hh], dim=1).t()
             both = sequence(widths[-1] + hidden)
             a_last, s = both.split([widths[-1], hidden], dim=-1)
-            g = sequence(4 * hidden) if gates is None else time_major(gates).add_(lstm_bias)
-            c, tanh_c = sequence(hidden), sequence(hidden)
+            known_at = [bias] * frames if gates is None else gates.unbind(1)
+            g, c, tanh_c = sequence(4 * hidden), sequence(hidden), sequence(hidden)
             s[0], c[0] = state
             loop = [both, g, c, tanh_c]
             both_at, g_at, c_at, tanh_c_at = (values.unbind(0) for values in loop)
@@ -122,22 +121,22 @@ class LatentScan(torch.autograd.Function):
         rest, moves = [[(weight.t(), bias) for weight, bias in layers] for layers in (rest, moves)]
         mean, log_variance = u[-1].split(latent, dim=-1)
         u_at, a_at = [values.unbind(0) for values in u], [values.unbind(0) for values in a]
-        s_at, mean_at, log_variance_at, noise_at = s.unbind(0), mean.unbind(0), log_variance.unbind(0), noise.unbind(1)
+        s_at, mean_at, log_variance_at = s.unbind(0), mean.unbind(0), log_variance.unbind(0)
+        inputs_at, noise_at = inputs.unbind(1), noise.unbind(1)
         for t in range(frames):
             if t > 0:
                 for k, (weight, bias) in enumerate(moves):
                     act_(torch.addmm(bias, a_at[k][t - 1], weight, out=a_at[k + 1][t - 1]))
                 if lstm:
-                    known = lstm_bias if gates is None else g_at[t - 1]
-                    torch.addmm(known, both_at[t - 1], w_gates, out=g_at[t - 1])
+                    torch.addmm(known_at[t - 1], both_at[t - 1], w_gates, out=g_at[t - 1])
                     lstm_cell_forward(gates_at[t - 1], c_at[t - 1], c_at[t], tanh_c_at[t - 1], s_at[t])
-            u_at[0][t].addmm_(s_at[t], first)
+            torch.addmm(inputs_at[t], s_at[t], first, out=u_at[0][t])
             for k, (weight, bias) in enumerate(rest):
                 torch.addmm(bias, act_(u_at[k][t]), weight, out=u_at[k + 1][t])
             deviation = torch.mul(log_variance_at[t], 0.5).exp_()
             torch.addcmul(mean_at[t], deviation, noise_at[t], out=a_at[0][t])
 
-        ctx.activation, ctx.counts, ctx.has_gates = activation, counts, gates is not None
+        ctx.activation, ctx.counts = activation, counts
         ctx.lengths = len(u), len(a), len(loop)
         ctx.save_for_backward(inputs, noise, gates, *tensors, s, *u, *a, *loop)
         return tuple(values.transpose(0, 1).contiguous() for values in (mean, log_variance, a[0], s))
@@ -148,14 +147,12 @@ class LatentScan(torch.autograd.Function):
             ctx.saved_tensors, (3, sum(ctx.counts), 1, *ctx.lengths)
         )
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            given = [tensor for tensor in (inputs, noise, gates, *tensors) if tensor is not None]
 
-            def definition(inputs, noise, *tensors):
-                gates, tensors = (tensors[0], tensors[1:]) if ctx.has_gates else (None, tensors)
+            def definition(inputs, noise, gates, *tensors):
                 return latent_scan_reference(inputs, noise, *unflatten(tensors, ctx.counts), gates, ctx.activation)
 
-            found = differentiable_gradient(definition, given, (d_mean, d_log_variance, d_z, d_s))
-            return None, None, *(found if ctx.has_gates else (*found[:2], None, *found[2:]))
+            given = (inputs, noise, gates, *tensors)
+            return None, None, *differentiable_gradient(definition, given, (d_mean, d_log_variance, d_z, d_s))
 
         _, posterior, transition, lstm = unflatten(tensors, ctx.counts)
         act_backward = ACTIVATION_BACKWARD[ctx.activation]
@@ -201,8 +198,9 @@ class LatentScan(torch.autograd.Function):
         if lstm:
             d_state.append(dc)
             d_both = weight_gradient(d_g[:-1], both[:-1])
-            d_lstm = [*d_both.split([a[-1].shape[-1], c.shape[-1]], dim=1), d_g.sum((0, 1))]
-        d_gates = d_g.transpose(0, 1) if ctx.has_gates else None
+            d_bias = d_g.sum((0, 1)) if gates is None else None
+            d_lstm = [*d_both.split([a[-1].shape[-1], c.shape[-1]], dim=1), d_bias]
+        d_gates = None if gates is None else d_g.transpose(0, 1)
         return None, None, d_u[0].transpose(0, 1), None, d_gates, *d_state, *d_posterior, *d_transition, *d_lstm
 
 
@@ -228,7 +226,7 @@ def latent_scan(
     """`latent_scan_reference`, by the fastest path for these tensors; all are brought to the dtype of the noise."""
     dtype, parts = noise.dtype, (state, posterior, transition, lstm)
     inputs, gates = inputs.to(dtype), None if gates is None else gates.to(dtype)
-    parts = [[tensor.to(dtype) for tensor in part] for part in parts]
+    parts = [[tensor if tensor is None else tensor.to(dtype) for tensor in part] for part in parts]
     with torch.autocast(inputs.device.type, enabled=False):
         if dtype not in (torch.float32, torch.float64) or len(lstm) > 3 or noise.requires_grad:
             return latent_scan_reference(inputs, noise, *parts, gates, activation)

@@ -115,10 +115,10 @@ class LSTMScan(torch.autograd.Function):
 
 def differentiable_gradient(reference, inputs, d_outputs) -> tuple[Tensor | None, ...]:
     """The gradients of a function by autograd through its definition, so that they have gradients themselves."""
-    aliases = [tensor.view_as(tensor) for tensor in inputs]  # an input may have been computed from another
-    wanted = [tensor for tensor in aliases if tensor.requires_grad]
+    aliases = [None if x is None else x.view_as(x) for x in inputs]  # one input may have been computed from another
+    wanted = [x for x in aliases if x is not None and x.requires_grad]
     found = iter(torch.autograd.grad(reference(*aliases), wanted, d_outputs, create_graph=True, allow_unused=True))
-    return tuple(next(found) if tensor.requires_grad else None for tensor in aliases)
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in aliases)
 
 
 def lstm_scan(

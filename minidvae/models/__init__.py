@@ -38,3 +38,8 @@ def build_model(name: str, **config) -> nn.Module:
     if unknown := sorted(set(config) - set(known)):
         raise ValueError(f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(known)}")
     return model(settings(**config))
+
+
+def name_of(model: nn.Module) -> str:
+    """The name in MODELS under which `build_model` makes such a model."""
+    return next(name for name, (kind, _) in MODELS.items() if type(model) is kind)

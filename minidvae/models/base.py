@@ -14,6 +14,7 @@ from ..kernels import gaussian_kl, is_divergence
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # of an output that is fed back as the past: e^l stays finite
 LOG_FLOOR = 1e-6  # of the `log` input scale, on power, for waveforms with max|s| = 1
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class Gaussian(NamedTuple):
@@ -42,9 +43,6 @@ class GaussianHead(nn.Module):
         return Gaussian(self.mean(h), self.log_variance(h))
 
 
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
-
-
 def mlp(inputs: int, widths: Sequence[int], activation: str = "tanh") -> nn.Sequential:
     """Linear layers of the given widths, an activation after each. No widths: the identity."""
     if activation not in ACTIVATIONS:
@@ -70,6 +68,8 @@ class LSTM(nn.LSTM):
 
     reverse: the frames are read from the last to the first (the output for a frame stays in its place).
     bidirectional: the other direction as well, its output behind that of the first.
+
+    `forward` is PyTorch's own layer, on the CPU the fastest of those tried (see `kernels/lstm_scan.py`).
     """
 
     def __init__(self, inputs: int, width: int, layers: int = 1, reverse: bool = False, bidirectional: bool = False):
@@ -204,7 +204,7 @@ class DVAE(nn.Module):
         super().__init__()
         self.config = config
         self.input_scale = InputScale(config.bins, config.input_scale)
-        self.own_past = 0.0  # while training: the probability that a past frame is the model's own output
+        self.own_past = 0.0  # scheduled sampling: the probability that a past frame is the model's own output
 
     def fit_statistics(self, power: Tensor) -> None:
         """Take the input scale from a sample of the training set (…, frames, bins), and start the output at
@@ -256,12 +256,22 @@ class DVAE(nn.Module):
             return self.resynthesise_from_own_past(x, noise)
         return self(x, noise).log_variance
 
+    def feed_back(self, log_variance: Tensor) -> Tensor:
+        """The model's own output on the scale of its input."""
+        return self.input_scale(torch.exp(log_variance.clamp(*LOG_VARIANCE_RANGE)))
+
     def resynthesise_from_own_past(self, x: Tensor, noise=None) -> Tensor:
         raise NotImplementedError
 
     def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         """n sequences drawn from the prior → log-variance (n, frames, bins)."""
         raise NotImplementedError
+
+
+@dataclass
+class RecurrentConfig(DVAEConfig):
+    layers: int = 1  # of each recurrent network
+    activation: str = "tanh"  # or relu, in the MLPs
 
 
 class AutoregressiveDVAE(DVAE):
@@ -279,10 +289,6 @@ class AutoregressiveDVAE(DVAE):
         draw_z turns the prior of z_t (None for N(0, I)) into z_t. Returns l_t, z_t and the state after.
         """
         raise NotImplementedError
-
-    def feed_back(self, log_variance: Tensor) -> Tensor:
-        """The model's own output on the scale of its input."""
-        return self.input_scale(torch.exp(log_variance.clamp(*LOG_VARIANCE_RANGE)))
 
     @torch.no_grad()
     def unroll(self, first: Tensor, frames: int, draw_z, true: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -304,11 +310,6 @@ class AutoregressiveDVAE(DVAE):
                 x_past = torch.where(own[t], x_past, true[:, t])
         torch.clear_autocast_cache()  # it now holds weights cast without gradient
         return torch.stack(outputs, dim=1), torch.stack(fed, dim=1)
-
-    @property
-    def feeds_back(self) -> bool:
-        """Whether a forward pass replaces a part of the past by the model's own output (scheduled sampling)."""
-        return self.training and self.own_past > 0
 
     def mixed_past(self, inputs: Tensor, z: Tensor) -> Tensor:
         """The scaled past for scheduled sampling, in part true and in part own output, (batch, frames, bins).

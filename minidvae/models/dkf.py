@@ -17,19 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import latent_scan
-from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, affine, framewise, mlp, past
+from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, affine, framewise, mlp, past
 
 
 @dataclass
-class DKFConfig(DVAEConfig):
+class DKFConfig(RecurrentConfig):
     x_hidden: tuple[int, ...] = (256,)
     rnn: int = 128
     z_hidden: tuple[int, ...] = (32, 64)  # MLP on z_{t−1}; a last layer of width `rnn` follows
     posterior_hidden: tuple[int, ...] = (64, 32)
     decoder_hidden: tuple[int, ...] = (32, 64, 128, 256)
     bidirectional: bool = False
-    layers: int = 1  # of the LSTM
-    activation: str = "tanh"
 
 
 class GatedTransition(nn.Module):

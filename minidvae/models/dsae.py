@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, framewise, mlp, past, per_frame
+from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, framewise, mlp, past, per_frame
 
 
 @dataclass
-class DSAEConfig(DVAEConfig):
+class DSAEConfig(RecurrentConfig):
     beta_w: float = 1.0  # weight of KL(q(v) ‖ p(v)) in the loss
     w_latent: int = 16  # of v
     x_hidden: tuple[int, ...] = (256,)
@@ -32,8 +32,6 @@ class DSAEConfig(DVAEConfig):
     z_rnn: int = 32
     prior_rnn: int = 32
     decoder_hidden: tuple[int, ...] = (32, 64, 128, 256)
-    layers: int = 1  # of each recurrent network
-    activation: str = "tanh"
 
 
 class DSAE(DVAE):

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import latent_scan
-from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, affine, framewise, mlp
+from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, affine, framewise, mlp
 
 
 @dataclass
-class RVAEConfig(DVAEConfig):
+class RVAEConfig(RecurrentConfig):
     x_hidden: tuple[int, ...] = (256,)  # MLP on x_t before gx
     gx_rnn: int = 128
     z_hidden: tuple[int, ...] = (32, 64)  # MLP on z_{t−1} before gz
@@ -31,8 +31,6 @@ class RVAEConfig(DVAEConfig):
     h_rnn: int = 128
     decoder_hidden: tuple[int, ...] = (256,)
     bidirectional: bool = False  # non-causal
-    layers: int = 1  # of each LSTM
-    activation: str = "tanh"
 
 
 class RVAE(DVAE):

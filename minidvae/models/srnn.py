@@ -19,10 +19,10 @@ from ..kernels import latent_scan
 from .base import (
     LSTM,
     AutoregressiveDVAE,
-    DVAEConfig,
     DVAEOutput,
     Gaussian,
     GaussianHead,
+    RecurrentConfig,
     affine,
     framewise,
     mlp,
@@ -31,7 +31,7 @@ from .base import (
 
 
 @dataclass
-class SRNNConfig(DVAEConfig):
+class SRNNConfig(RecurrentConfig):
     x_hidden: tuple[int, ...] = (256,)  # MLP on x_{t−1} before h
     h_rnn: int = 128
     hx_hidden: tuple[int, ...] = (256,)  # MLP on [h_t, x_t] before g
@@ -39,8 +39,6 @@ class SRNNConfig(DVAEConfig):
     posterior_hidden: tuple[int, ...] = (64, 32)
     prior_hidden: tuple[int, ...] = (64, 32)
     decoder_hidden: tuple[int, ...] = (256,)
-    layers: int = 1  # of each LSTM
-    activation: str = "tanh"
 
 
 class SRNN(AutoregressiveDVAE):
@@ -84,7 +82,7 @@ class SRNN(AutoregressiveDVAE):
         h = self.lstm_h(self.mlp_x(past(inputs)))
         g = self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1)))
         q_z, z = self.infer_z(g, noise)
-        if self.feeds_back:
+        if self.own_past > 0:
             h = self.lstm_h(self.mlp_x(self.mixed_past(inputs, z)))
         return DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h, past(z)))
 

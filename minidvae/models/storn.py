@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import LSTM, AutoregressiveDVAE, DVAEConfig, DVAEOutput, GaussianHead, framewise, mlp, past
+from .base import LSTM, AutoregressiveDVAE, DVAEOutput, GaussianHead, RecurrentConfig, framewise, mlp, past
 
 
 @dataclass
-class STORNConfig(DVAEConfig):
+class STORNConfig(RecurrentConfig):
     x_hidden: tuple[int, ...] = (256,)  # MLP on x_t before g
     g_rnn: int = 128
     posterior_hidden: tuple[int, ...] = (64, 32)
@@ -24,8 +24,6 @@ class STORNConfig(DVAEConfig):
     past_hidden: tuple[int, ...] = (256,)  # MLP on x_{t−1} before h
     h_rnn: int = 128
     decoder_hidden: tuple[int, ...] = (256,)
-    layers: int = 1  # of each LSTM
-    activation: str = "tanh"
 
 
 class STORN(AutoregressiveDVAE):
@@ -48,7 +46,7 @@ class STORN(AutoregressiveDVAE):
         inputs = self.input_scale(x)
         q_z = self.posterior(self.mlp_g(self.lstm_g(self.mlp_x(inputs))))
         z = q_z.sample(noise)
-        x_past = self.mixed_past(inputs, z) if self.feeds_back else past(inputs)
+        x_past = self.mixed_past(inputs, z) if self.own_past > 0 else past(inputs)
         h = self.lstm_h(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1))
         return DVAEOutput(self.output(self.mlp_h(h)), z, q_z)
 

@@ -16,19 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import latent_scan
-from .base import LSTM, AutoregressiveDVAE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, affine, mlp
+from .base import LSTM, AutoregressiveDVAE, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, affine, mlp
 
 
 @dataclass
-class VRNNConfig(DVAEConfig):
+class VRNNConfig(RecurrentConfig):
     x_hidden: tuple[int, ...] = (256,)
     z_hidden: tuple[int, ...] = (32, 64)
     rnn: int = 128
     posterior_hidden: tuple[int, ...] = (64, 32)
     prior_hidden: tuple[int, ...] = (64, 32)
     decoder_hidden: tuple[int, ...] = (256,)
-    layers: int = 1  # of the LSTM
-    activation: str = "tanh"
 
 
 class VRNN(AutoregressiveDVAE):
@@ -51,8 +49,9 @@ class VRNN(AutoregressiveDVAE):
         width = x_features.shape[-1]
         weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
         inputs = F.linear(x_features, weight[:, :width], bias)
-        lstm = self.lstm.weights()
-        gates, lstm[0] = F.linear(x_features, lstm[0][:, :width]), lstm[0][:, width:]
+        w_ih, w_hh, lstm_bias, *further_layers = self.lstm.weights()
+        gates = F.linear(x_features, w_ih[:, :width], lstm_bias)
+        lstm = [w_ih[:, width:], w_hh, None, *further_layers]
         zeros = [noise.new_zeros(len(noise), self.config.rnn)] * (2 * self.config.layers)
         mean, log_variance, z, h = latent_scan(
             inputs, noise, zeros, [weight[:, width:], *rest], affine(self.mlp_z), lstm, gates, self.config.activation
@@ -71,7 +70,7 @@ class VRNN(AutoregressiveDVAE):
         noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
         inputs = self.input_scale(x)
         q_z, z, h = self.infer_z(self.mlp_x(inputs), noise)
-        if self.feeds_back:
+        if self.own_past > 0:
             x_past = self.mixed_past(inputs, z)[:, 1:]
             after_first = self.lstm(torch.cat([self.mlp_x(x_past), self.mlp_z(z[:, :-1])], dim=-1))
             h = F.pad(after_first, (0, 0, 1, 0))

@@ -252,9 +252,13 @@ class DVAE(nn.Module):
         """
         if mode not in ("generation", "teacher_forcing"):
             raise ValueError(f'mode={mode!r} is neither "generation" nor "teacher_forcing"')
-        if mode == "generation" and self.autoregressive:
-            return self.resynthesise_from_own_past(x, noise)
-        return self(x, noise).log_variance
+        training, self.own_past = self.own_past, 0.0
+        try:
+            if mode == "generation" and self.autoregressive:
+                return self.resynthesise_from_own_past(x, noise)
+            return self(x, noise).log_variance
+        finally:
+            self.own_past = training
 
     def feed_back(self, log_variance: Tensor) -> Tensor:
         """The model's own output on the scale of its input."""

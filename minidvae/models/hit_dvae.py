@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import DVAE, LOG_VARIANCE_RANGE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, past
+from .base import DVAE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, past, per_frame
 
 VARIANTS = ("plain", "inv_s", "inv_s_nr")
 
@@ -193,10 +193,6 @@ class HiTDVAE(DVAE):
         main = "latents" if variant == "plain" else "spectrum"
         return self.output(self.decoders[0](z, w, x_past, positions, main, variant != "inv_s_nr", caches))
 
-    def feed_back(self, log_variance: Tensor) -> Tensor:
-        """The model's own output on the scale of its input."""
-        return self.input_scale(torch.exp(log_variance.clamp(*LOG_VARIANCE_RANGE)))
-
     def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
         noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise
         inputs, positions = self.input_scale(x), self.positions(x.shape[1])
@@ -260,8 +256,3 @@ class LigHTDVAE(HiTDVAE):
 
     decoder_count = 1
     prior_main = "latents"
-
-
-def per_frame(w: Tensor, frames: Tensor) -> Tensor:
-    """w (batch, n) repeated along the frames of (batch, frames, …)"""
-    return w[:, None].expand(-1, frames.shape[1], -1)

@@ -55,6 +55,8 @@ def main() -> None:
         trained = f"step {content['progress']['step']}" if ours else "published"
         print(f"{folder}: {content['model']}, {trained}; {len(corpus)} utterances of {data}")
         target = (folder if ours else RUNS / folder.resolve().name) / "eval" / args.task
+        if args.mode == "teacher_forcing":
+            target = target / args.mode
         result = resynthesis.evaluate(model.eval(), stft, corpus, args.mode, target, args.seed)
         result |= {"run": str(folder), "model": content["model"], "data": data, "split": args.split, "seed": args.seed}
         write(target / "results.json", json.dumps(result, indent=1))

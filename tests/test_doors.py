@@ -68,7 +68,8 @@ def test_train_then_evaluate(speech, model, capsys):
     for mode in ("generation", "teacher_forcing"):
         assert call(evaluate_door, "--mode", mode, "--limit", 3, "--json", "all.json") == 0
         assert model in capsys.readouterr().out
-    folder = run / "eval" / "resynthesis"
+    assert (run / "eval" / "resynthesis" / "results.json").is_file()
+    folder = run / "eval" / "resynthesis" / "teacher_forcing"
     result = json.loads((folder / "results.json").read_text())
     assert json.loads(Path("all.json").read_text()) == [result]
     assert len(result["utterances"]) == 3
@@ -251,7 +252,7 @@ def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
     """A folder of the published format is a run to evaluate (results beside our own runs), and one to start from."""
     folder = shared / "checkpoints" / "vrnn"
     assert call(evaluate_door, folder, "--data", speech, "--limit", 1, "--mode", "teacher_forcing") == 0
-    assert json.loads(Path("runs/vrnn/eval/resynthesis/results.json").read_text())["model"] == "vrnn"
+    assert json.loads(Path("runs/vrnn/eval/resynthesis/teacher_forcing/results.json").read_text())["model"] == "vrnn"
     assert call(train_door, "--init", folder, "--recipe", "benchmark2021", "--data", speech, "--run", "tuned",
                 "--steps", 2, "--set", "frames=20", "batch=4") == 0  # fmt: skip
     tuned, stft, _ = checkpoint.load_run("tuned")

@@ -209,6 +209,20 @@ def test_position_offset_only_moves_training():
     assert torch.allclose(first[1::2], torch.ones(8, dtype=first.dtype))  # cos 0
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_one_offset_for_a_whole_sequence(training):
+    """Encoder, prior and likelihood must agree on where the sequence starts, also when a model in training is asked."""
+    model, x = small("light_dvae", position_offset=500).train(training), spectrum()
+    noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2))
+    offsets = []
+    positions = model.positions
+    model.positions = lambda frames: offsets.append(frames) or positions(frames)
+    for use in (model, lambda x, noise: model.resynthesise(x, "generation", noise), lambda x, _: model.sample(2, 5)):
+        offsets.clear()
+        use(x, noise)
+        assert len(offsets) == 1
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="light_dvae"):
         build_model("light")

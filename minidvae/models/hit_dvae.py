@@ -224,7 +224,7 @@ class HiTDVAE(DVAE):
         inputs, positions = self.input_scale(x), self.positions(x.shape[1])
         w = self.infer_w(inputs).sample(noise_w)
         z = self.infer_z(inputs, w, positions).sample(noise_z)
-        return self.decode(w, x.shape[1], lambda t, *_: z[:, t : t + 1])
+        return self.decode(w, positions, lambda t, *_: z[:, t : t + 1])
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
@@ -234,19 +234,19 @@ class HiTDVAE(DVAE):
         def draw(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
             return self.prior(z_past, w, x_past, positions[t : t + 1], caches).sample(noise_z[:, t : t + 1])
 
-        return self.decode(w, frames, draw)
+        return self.decode(w, positions, draw)
 
-    def decode(self, w: Tensor, frames: int, draw_z) -> Tensor:
+    def decode(self, w: Tensor, positions: Tensor, draw_z) -> Tensor:
         """Frame by frame from the own past, with cached keys and values: one decoder step per frame.
 
         draw_z(t, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent). Returns (batch, frames, bins).
         """
-        positions, caches = self.positions(frames), self.decoders[0].caches(frames)
+        caches = self.decoders[0].caches(len(positions))
         z, x_past = w.new_zeros(len(w), 1, self.config.latent), w.new_zeros(len(w), 1, self.config.bins)
         log_variance = []
-        for t in range(frames):
+        for t, position in enumerate(positions.split(1)):
             z = draw_z(t, z, x_past)
-            log_variance.append(self.likelihood(z, w, x_past, positions[t : t + 1], caches))
+            log_variance.append(self.likelihood(z, w, x_past, position, caches))
             x_past = self.feed_back(log_variance[-1])
         return torch.cat(log_variance, dim=1)
 

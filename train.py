@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from minidvae import checkpoint, figures
 from minidvae.checkpoint import CheckpointError
-from minidvae.command_line import RUNS, Parser, choose_device, newest_run, overrides, run, write
+from minidvae.command_line import RUNS, Parser, as_json, check_seed, choose_device, newest_run, overrides, run, write
 from minidvae.corpus import Cuts, load_corpus, segments
 from minidvae.models import MODELS, build_model
 from minidvae.recipes import RECIPES, Recipe, SettingError, known, resolve
@@ -30,35 +30,39 @@ STATISTICS_BATCHES = 8  # training batches from which the input scale and the ou
 def main() -> None:
     parser = Parser(description="Train a model.", epilog="Settings for --set: see minidvae/recipes.py and the models.")
     parser.add_argument("--model", help=f"one of {', '.join(MODELS)}")
-    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default: light2023 on a GPU, else quick)")
+    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default: the paper's on a GPU, else quick)")
     parser.add_argument("--data", help="built-in, a folder of speech, or a manifest in TSV (default: built-in)")
     parser.add_argument("--run", type=Path, help="folder for the results (default: a new one in runs/)")
     parser.add_argument("--steps", type=int, help="length of training (default: the recipe's)")
     parser.add_argument("--init", type=Path, help="start from the model in this run folder, ours or published")
     parser.add_argument("--seed", type=int, help="of the parameters, the batches and the noise (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of matrix products, by autocast (default: fp32)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of matrix products (default: fp32, on a GPU TF32)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run (default: the newest)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of recipe or model")
+    settings = {"action": "extend", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--set", nargs="+", **settings, help="settings of recipe or model")
     args = parser.parse_args()
 
     if args.steps is not None and args.steps < 1:
         raise SettingError(f"--steps {args.steps}: expected at least 1")
+    check_seed(args.seed or 0)
     device = choose_device(args.device)
     model, recipe, plan, folder, state = (resume if args.resume else begin)(args, device)
 
     corpus = load_corpus(plan["data"])
-    training = corpus.split("train")
-    cuts = Cuts(training, recipe.stft.samples(recipe.frames), recipe.batch, plan["seed"], recipe.trim)
-    development = corpus.split("dev")
+    if plan.setdefault("fingerprint", corpus.fingerprint) != corpus.fingerprint:
+        raise SettingError(f"{plan['data']}: not the speech that this run began with; it can only go on with the same")
+    training, development, samples = corpus.split("train"), corpus.split("dev"), recipe.stft.samples(recipe.frames)
+    cuts = Cuts(training, samples, recipe.batch, plan["seed"], recipe.trim)
+    segments(development, samples, recipe.batch, recipe.trim)  # CorpusError now rather than at the first report
     per_epoch = max(1, cuts.sequences // recipe.batch)
     recipe = replace(recipe, steps=recipe.steps or recipe.epochs * per_epoch, report=recipe.report or per_epoch)
     if state is None and not plan["init"]:
         sample = torch.cat([recipe.stft.power(cuts(step)) for step in range(STATISTICS_BATCHES)])
         model.fit_statistics(sample.to(device))
     plan["recipe"] = asdict(replace(recipe, models={}))
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "config.json", json.dumps(plan | {"model_settings": asdict(model.config)}, indent=2))
+    folder = make(folder, exist_ok=bool(args.run or args.resume))
+    write(folder / "config.json", as_json(plan | {"model_settings": asdict(model.config)}))
 
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{plan['model']}, {parameters:.2f} M parameters, recipe {plan['recipe_name']}: {recipe.steps} steps of")
@@ -99,9 +103,10 @@ def begin(args, device):
             raise SettingError(f"--set {fixed[0]}: comes with the model of --init; leave it out")
         recipe = replace(recipe, window=stft.window_length, hop=stft.hop)
     folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
-    if (folder / "last.pt").exists():
+    if (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
-    plan = {"model": args.model, "recipe_name": name, "init": str(args.init or ""), "data": args.data or "built-in"}
+    data = args.data if args.data in (None, "built-in") else str(Path(args.data).expanduser().absolute())
+    plan = {"model": args.model, "recipe_name": name, "init": str(args.init or ""), "data": data or "built-in"}
     return model, recipe, plan | {"seed": args.seed or 0, "precision": args.precision or "fp32"}, folder, None
 
 
@@ -112,8 +117,30 @@ def resume(args, device):
             raise SettingError(f"--{flag}: cannot change in a run that is resumed; leave it out")
     folder = args.run or newest_run()
     model, _, state = checkpoint.restore(folder / "last.pt", device)
-    recipe = Recipe(**state["plan"]["recipe"])
+    try:
+        recipe, done = Recipe(**state["plan"]["recipe"]), state["progress"]["step"]
+        log = folder / "log.jsonl"
+        state["reports"] = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        state["optimiser"]  # noqa: B018
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: not a run that this version can go on with ({error})") from None
+    if args.steps and args.steps < done:
+        raise SettingError(f"--steps {args.steps}: the run has {done} steps already")
+    if recipe.patience and state["progress"]["waited"] >= recipe.patience:
+        print(f"This run stopped early, after {recipe.patience} reports without a better development loss.")
     return model, replace(recipe, steps=args.steps or recipe.steps), state["plan"], folder, state
+
+
+def make(folder: Path, exist_ok: bool) -> Path:
+    """Make the folder, or one of a longer name where a run that began in the same second has this one."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=exist_ok)
+            return folder
+        except FileExistsError:
+            if exist_ok:  # it is a file
+                raise
+            folder = folder.with_name(f"{folder.name}+")
 
 
 def train(model, recipe, plan, cuts, development, device, folder, state) -> None:
@@ -126,8 +153,7 @@ def train(model, recipe, plan, cuts, development, device, folder, state) -> None
     if state is not None:
         optimiser.load_state_dict(state["optimiser"])
         progress = state["progress"]
-        lines = (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []
-        reports = [report for report in map(json.loads, lines) if report["step"] <= progress["step"]]
+        reports = [report for report in state["reports"] if report["step"] <= progress["step"]]
 
     def save(name: str) -> None:
         optimiser_state = {"optimiser": optimiser.state_dict()} if name == "last.pt" else {}
@@ -147,11 +173,10 @@ def train(model, recipe, plan, cuts, development, device, folder, state) -> None
 
         with autocast(device, plan["precision"]):
             loss, terms = model.loss(batch)
-        terms = read_terms(terms, folder, step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        if recipe.clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
+        terms = read_terms(terms | {"gradient norm": norm}, folder, step)
         optimiser.step()
 
         progress["step"] = step + 1
@@ -164,7 +189,7 @@ def train(model, recipe, plan, cuts, development, device, folder, state) -> None
             progress["seconds"] = time.perf_counter() - started
             report = {
                 "step": step + 1,
-                "train": {name: total / progress["count"] for name, total in progress["sums"].items()},
+                "train": {name: progress["sums"][name] / progress["count"] for name in dev},
                 "dev": dev,
                 "learning_rate": recipe.learning_rate_at(step),
                 "own_past": model.own_past,

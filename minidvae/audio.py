@@ -9,7 +9,6 @@ starts at sample t·hop and nothing is padded, so that a cut out of an utterance
 """
 
 import math
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,11 +20,13 @@ import torch.nn.functional as F
 from scipy.signal import resample_poly
 from torch import Tensor
 
+from .files import whole
+
 SAMPLE_RATE = 16_000
 
-# Features floor the power of a bin here. It is about what rounding to 16 bits leaves in it (2⁻³⁰/12, times
-# 159, the sum of the squares of a 25 ms Hamming window): digital silence then looks like rounded silence.
-FEATURE_FLOOR = 1e-8
+# The least power of a bin in what models learn from. It is about what rounding to 16 bits leaves in it (2⁻³⁰/12,
+# times 159 to 512, the sum of the squares of the window): digital silence then looks like rounded silence.
+POWER_FLOOR = 1e-8
 
 
 class AudioError(ValueError):
@@ -47,9 +48,10 @@ def read(path: str | Path) -> tuple[np.ndarray, int, int]:
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-        if head.startswith(b"NIST_1A") and b"shorten" in head:
-            raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+            if head.startswith(b"NIST_1A") and b"shorten" in head:
+                raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
+            file.seek(0)
+            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
         why = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE") from None
@@ -86,12 +88,11 @@ def write(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> No
     if not np.isfinite(peak):
         raise AudioError(f"{path}: not written, samples are infinite or not numbers; expected finite ones")
     samples = np.rint(waveform / max(peak, 1.0) * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        soundfile.write(beside, samples, rate, format="WAV", subtype="PCM_16")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        with whole(path) as beside:
+            soundfile.write(beside, samples, rate, format="WAV", subtype="PCM_16")
+    except soundfile.SoundFileError as error:  # a full disk
+        raise AudioError(f"{path}: could not be written ({error})") from None
 
 
 def trim_bounds(
@@ -173,8 +174,9 @@ class STFT:
         return torch.fft.rfft(self.windowed(waveform))
 
     def power(self, cut: Tensor) -> Tensor:
-        """Cuts (..., samples) → |STFT|² (..., frames, bins), float32, frames not centred, nothing padded."""
-        return _power(torch.fft.rfft(self.windowed(cut, centred=False))).float()
+        """Cuts (..., samples) → |STFT|² (..., frames, bins), float32, frames not centred, nothing padded. At least
+        POWER_FLOOR: the Itakura-Saito divergence to a power of 0 has no minimum."""
+        return _power(torch.fft.rfft(self.windowed(cut, centred=False))).float().clamp_min(POWER_FLOOR)
 
     def windowed(self, waveform: Tensor, centred: bool = True) -> Tensor:
         """Waveforms (..., samples) → frames (..., frames, window_length), multiplied by the window."""
@@ -277,7 +279,7 @@ def fbank(waveform: Tensor, bins: int = 80, centred: bool = True) -> Tensor:
     transform_length = 1024
     power = _power(torch.fft.rfft(FEATURES.windowed(waveform, centred), transform_length))
     energy = power @ _mel_filters(bins, transform_length, power.device, power.dtype)
-    return energy.clamp(min=FEATURE_FLOOR).log()
+    return energy.clamp(min=POWER_FLOOR).log()
 
 
 def log_magnitude(waveform: Tensor, centred: bool = True) -> Tensor:
@@ -288,7 +290,7 @@ def log_magnitude(waveform: Tensor, centred: bool = True) -> Tensor:
     a known waveform, `resynthesise(power.log(), FEATURES.analyse(waveform), FEATURES, length)`.
     """
     power = _power(torch.fft.rfft(FEATURES.windowed(waveform, centred)))
-    return power[..., 1:].clamp(min=FEATURE_FLOOR).log() / 2
+    return power[..., 1:].clamp(min=POWER_FLOOR).log() / 2
 
 
 def log_magnitude_to_power(log_magnitude: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import configparser
 import dataclasses
-import os
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from . import dvae_speech
 from .audio import SAMPLE_RATE, STFT
+from .files import whole
 from .models import build_model, name_of
 
 
@@ -20,7 +20,6 @@ class CheckpointError(ValueError):
 def save(path: str | Path, model_name: str, model: nn.Module, stft: STFT, **state) -> None:
     """Write a checkpoint: all that `load` needs to rebuild the model, and any further tensors, numbers and texts."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     content = {
         "format": "minidvae",
         "model": model_name,
@@ -30,12 +29,10 @@ def save(path: str | Path, model_name: str, model: nn.Module, stft: STFT, **stat
         **state,
     }
     try:
-        torch.save(content, beside)
-        os.replace(beside, path)
+        with whole(path) as beside:
+            torch.save(content, beside)
     except (OSError, RuntimeError) as error:  # a full disk is either
         raise CheckpointError(f"{path}: could not be written, what was there is kept ({error})") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read(path: str | Path, device: str | torch.device = "cpu") -> dict:
@@ -64,9 +61,9 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
         model = build_model(content["model"], **content["config"]).to(device)
         load_parameters(model, content["parameters"], path)
         return model, STFT(**content["stft"]), content
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not describe a model of this version ({error})") from None
 
 

@@ -1,7 +1,8 @@
 """What train.py and evaluate.py share at the door: one-line errors, devices, precision, run folders."""
 
 import argparse
-import os
+import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from .audio import AudioError
 from .checkpoint import CheckpointError
 from .corpus import CorpusError
+from .files import whole
 from .recipes import SettingError
 
 RUNS = Path("runs")
@@ -24,17 +26,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; bad input becomes one line and exit code 2."""
+    """Call `main`; bad input becomes one line and exit code 2. SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main()
+        return main()
     except (AudioError, CheckpointError, CorpusError, SettingError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
     except OSError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except (MemoryError, torch.OutOfMemoryError):
+        message = "out of memory; try a smaller batch: --set batch=8"
     except KeyboardInterrupt:
         sys.exit(130)
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,10 +57,21 @@ def choose_device(name: str) -> torch.device:
 
 def overrides(pairs: list[str]) -> dict[str, str]:
     """["key=value", …] as a dict."""
+    given = {}
     for pair in pairs:
-        if "=" not in pair:
+        key, equals, value = pair.partition("=")
+        if not equals:
             raise SettingError(f"--set {pair}: expected key=value")
-    return dict(pair.split("=", 1) for pair in pairs)
+        if key in given:
+            raise SettingError(f"--set {pair}: {key} is given twice")
+        given[key] = value
+    return given
+
+
+def check_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"--seed {seed}: expected 0 to {2**32 - 1}")
+    return seed
 
 
 def newest_run() -> Path:
@@ -66,10 +82,11 @@ def newest_run() -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """The file appears under its name only when whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as beside:
         beside.write_text(text)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def as_json(content) -> str:
+    """`content` as JSON, in which what is not a finite number is null."""
+    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1, allow_nan=False)

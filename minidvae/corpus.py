@@ -113,6 +113,12 @@ class Corpus:
         return tuple(sorted({u.speaker for u in self.utterances}))
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with any utterance's name, split, place, length or trim: a resumed run must find the same."""
+        rows = [(u.name, u.split, u.start, u.length, *u.trim) for u in self.utterances]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    @property
     def seconds(self) -> float:
         """Duration of the whole, untrimmed utterances."""
         return sum(u.length for u in self.utterances) / audio.SAMPLE_RATE
@@ -172,17 +178,14 @@ class Cuts:
         return batch.mul_(1 / 32767)
 
 
-def segments(corpus: Corpus, samples: int, batch_size: int, limit: int | None = None,
-             trim: bool = True) -> Iterator[torch.Tensor]:
+def segments(corpus: Corpus, samples: int, batch_size: int, trim: bool = True) -> Iterator[torch.Tensor]:
     """The corpus once through, as a development set: consecutive cuts of each utterance that do not overlap.
 
-    Yields (≤ batch_size, samples) float32, in order. What is left at an utterance's end is dropped. `limit`
-    takes that many cuts, spread evenly over the corpus. CorpusError when no utterance holds one.
+    Yields (≤ batch_size, samples) float32, in order. What is left at an utterance's end is dropped. CorpusError,
+    when called, where no utterance holds one.
     """
     spans = zip(*_spans(corpus, samples, trim), strict=True)
     cuts = np.array([start + k * samples for start, length in spans for k in range(length // samples)])
-    if limit is not None and limit < len(cuts):
-        cuts = cuts[np.arange(limit) * len(cuts) // limit]
     batches = (cuts[k : k + batch_size] for k in range(0, len(cuts), batch_size))
     return (torch.from_numpy(_unpack(np.stack([corpus.packed[c : c + samples] for c in batch])))
             for batch in batches)
@@ -214,7 +217,7 @@ def load_corpus(source: str | Path = "built-in", cache: str | Path | None = None
                           f"(TSV: path, speaker, split), or the word built-in")
     key = json.dumps([FORMAT, name if name == "built-in" else str(root.resolve()), contents])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:24]
-    opened = _open(folder, name)
+    opened, damaged = _open(folder, name), folder.exists()
     if opened is None:
         notes = []
         if name == "built-in":
@@ -225,7 +228,8 @@ def load_corpus(source: str | Path = "built-in", cache: str | Path | None = None
                 layout, entries = _list_folder(root, contents, notes)
             clips = _decode(tqdm(entries, f"packing {name}", unit=" files", disable=None if progress else True), notes)
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+            if damaged:
+                shutil.rmtree(folder, ignore_errors=True)
             _pack(folder, name, layout, clips, notes)
         except OSError as error:
             raise CorpusError(f"{cache}: the packed corpus cannot be written here ({error.strerror}); name "
@@ -327,7 +331,7 @@ def _read_lists(root: Path, files: dict, layout: str) -> tuple[dict[str, str], d
 
 def _read_manifest(manifest: Path) -> list[dict]:
     """The rows of a manifest as entries: fields of Utterance, `path`, and `phones` as a path or empty."""
-    entries, needed = [], ("path", "speaker", "split")
+    entries, lines, needed = [], {}, ("path", "speaker", "split")
     form = "a manifest has a header with the columns path, speaker, split, and tabs between them"
     for number, row in enumerate(_read_table(manifest), start=2):
         where = f"{manifest}: line {number}"
@@ -339,6 +343,8 @@ def _read_manifest(manifest: Path) -> list[dict]:
             if row.get(column) and not os.path.isfile(manifest.parent / row[column]):
                 raise CorpusError(f"{where}: no such file: {manifest.parent / row[column]} "
                                   f"(paths start from the manifest's folder)")
+        if (first := lines.setdefault(os.path.realpath(manifest.parent / row["path"]), number)) != number:
+            raise CorpusError(f"{where}: {row['path']} stands in line {first} already; each file belongs to one split")
         entries.append({key: row.get(key) or "" for key in (*needed, "text", "phones", "sex", "condition")})
     if not entries:
         raise CorpusError(f"{manifest}: no rows; {form}")

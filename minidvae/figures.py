@@ -1,11 +1,11 @@
 """Pictures. matplotlib is imported when one is drawn, and draws to files only."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from .audio import SAMPLE_RATE, STFT
+from .files import whole
 
 
 def _figure(*shape: int, **options):
@@ -20,11 +20,9 @@ def _figure(*shape: int, **options):
 def _save(figure, path: str | Path) -> None:
     import matplotlib.pyplot as plt
 
-    path = Path(path)
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
-    figure.savefig(beside, dpi=120)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=120)
     plt.close(figure)
-    os.replace(beside, path)
 
 
 def curves(reports: list[dict], path: str | Path) -> None:

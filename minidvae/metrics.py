@@ -134,7 +134,7 @@ def resynthesis_metrics_of(
     Each worker is a fresh Python that runs this file alone, with one thread, and is fed by a thread of ours:
     safe whatever torch has been doing here, and no `if __name__ == "__main__"` needed in the calling script.
     Pairs are taken from the iterable as workers get free, so that few are in memory at a time. `progress()`
-    is called after each pair; tqdm's `bar.update` will do. RuntimeError where a worker is killed.
+    is called after each pair; tqdm's `bar.update` will do. ChildProcessError where a worker is killed.
     """
     rows = []
 
@@ -183,7 +183,7 @@ def _ask_worker(mine: threading.local, pair: tuple[np.ndarray, np.ndarray]) -> d
         mine.worker.send(pair)
         answer = mine.worker.recv()
     except (EOFError, OSError):
-        raise RuntimeError("a process that computed metrics was killed; is there enough memory?") from None
+        raise ChildProcessError("a process that computed metrics was killed; is there enough memory?") from None
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -21,6 +21,15 @@ def known(kind: str, name: str, names) -> str:
     raise SettingError(f"unknown {kind} {name!r}; did you mean {' or '.join(nearest)}?")
 
 
+def check_numbers(settings: dict, positive=(), not_negative=()) -> None:
+    """Raises SettingError for the first number, or number in a tuple, that is out of range or not finite."""
+    for names, least, expected in ((positive, 1e-30, "greater than 0"), (not_negative, 0, "at least 0")):
+        for name in names:
+            values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
+            if not all(math.isfinite(value) and value >= least for value in values):
+                raise SettingError(f"{name}={settings[name]}: expected a number {expected}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     window: int = 1024  # STFT window and hop, samples at 16 kHz
@@ -47,10 +56,8 @@ class Recipe:
     def __post_init__(self):
         positive = ("window", "hop", "frames", "batch", "learning_rate", "epsilon")
         not_negative = ("steps", "epochs", "report", "patience", "warmup", "weight_decay", "clip")
-        for name, least in [(name, 1e-30) for name in positive] + [(name, 0) for name in not_negative]:
-            if not getattr(self, name) >= least:
-                expected = "greater than 0" if least else "at least 0"
-                raise SettingError(f"{name}={getattr(self, name)}: expected {expected}")
+        not_negative += ("final_learning_rate",)
+        check_numbers(vars(self), positive, not_negative)
         known("optimiser", self.optimiser, ("adam", "adamw"))
         known("schedule", self.schedule, ("constant", "cosine"))
         for name, limits in (("betas", "[0, 1)"), ("own_past", "[0, 1]")):
@@ -58,7 +65,7 @@ class Recipe:
             if len(values) != 2 or not all(0 <= v < 1 or (v == 1 and limits[-1] == "]") for v in values):
                 raise SettingError(f"{name}={values}: expected two numbers in {limits}")
         if not self.steps and not self.epochs:
-            raise SettingError("steps=0 and epochs=0: one of them says how long to train")
+            raise SettingError("steps=0, epochs=0: one of them says how long to train")
         try:
             STFT(self.window, self.hop)
         except ValueError as error:
@@ -82,10 +89,26 @@ class Recipe:
         return first + (last - first) * step / max(1, self.steps - 1)
 
 
+RECURRENT = ("dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
+
 # The RVAE of its own paper, without MLPs
 RVAE_ORIGINAL = {"x_hidden": (), "z_hidden": (), "posterior_hidden": (), "decoder_z_hidden": (), "decoder_hidden": ()}
 
-# HiT-DVAE and LigHT-DVAE in `quick`
+# HiT-DVAE and LigHT-DVAE in `light2023`; the size of the network for w is not given in the paper, it follows from
+# the number of parameters that is.
+HIT2023 = {"latent": 16, "w_latent": 32, "beta_z": 0.01, "beta_w": 0.01} | {
+    "input_scale": "power",
+    "position_offset": 0,
+    "width": 256,
+    "heads": 1,
+    "feedforward": 1024,
+    "layers": 4,
+    "w_embedding": 256,
+    "w_hidden": 512,
+    "w_layers": 2,
+}
+
+# and in `quick`
 SMALL = {"input_scale": "root", "width": 128, "feedforward": 512, "layers": 1, "position_offset": 2000} | {
     "w_embedding": 32,
     "w_hidden": 32,
@@ -94,7 +117,8 @@ SMALL = {"input_scale": "root", "width": 128, "feedforward": 512, "layers": 1, "
 
 RECIPES = {
     # Lin et al., ICASSP 2023, sections 3.2 and 3.3; T = 150 is WSJ0's, 100 VoiceBank's. The batch size is not given
-    # there. The SRNN is trained with teacher forcing; with scheduled sampling: --set own_past=0.1,1.
+    # there, nor are input scale and first output bias: the power as it is, and the log of its mean. The SRNN is
+    # trained with teacher forcing; with scheduled sampling it is --set own_past=0.1,1.
     "light2023": Recipe(
         window=1024,
         hop=256,
@@ -115,8 +139,8 @@ RECIPES = {
             "dkf": {"z_hidden": (32,), "posterior_hidden": (32,), "beta_z": 0.01},
             "rvae": RVAE_ORIGINAL | {"beta_z": 0.01},
             "srnn": {"beta_z": 0.01},
-            "hit_dvae": {},
-            "light_dvae": {},
+            "hit_dvae": HIT2023,
+            "light_dvae": HIT2023,
         },
     ),
     # Bie et al., Interspeech 2021, section 4.
@@ -129,7 +153,7 @@ RECIPES = {
         patience=20,
         optimiser="adam",
         learning_rate=1e-4,
-        models={name: {} for name in ("vae", "dkf", "storn", "vrnn", "srnn", "rvae", "dsae")},
+        models={name: {} for name in ("vae", *RECURRENT)},
     ),
     # The same, small enough for two CPU cores and five minutes.
     "quick": Recipe(
@@ -149,13 +173,8 @@ RECIPES = {
         clip=100.0,
         own_past=(0.5, 1.0),
         models={
+            **{name: {"beta_z": 0.01, "input_scale": "root"} for name in RECURRENT},
             "vae": {"hidden": (128,), "beta_z": 0.01, "input_scale": "root"},
-            "dkf": {"beta_z": 0.01, "input_scale": "root"},
-            "storn": {"beta_z": 0.01, "input_scale": "root"},
-            "vrnn": {"beta_z": 0.01, "input_scale": "root"},
-            "srnn": {"beta_z": 0.01, "input_scale": "root"},
-            "rvae": {"beta_z": 0.01, "input_scale": "root"},
-            "dsae": {"beta_z": 0.01, "input_scale": "root"},
             "hit_dvae": SMALL,
             "light_dvae": SMALL,
         },
@@ -177,10 +196,18 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
     config_fields = {f.name: f.type for f in dataclasses.fields(config_type) if f.name != "bins"}
     types = recipe_fields | config_fields
     given = {key: parse(key, text, types[known("setting", key, types)]) for key, text in overrides.items()}
+    if {"steps", "epochs"} <= set(given):
+        raise SettingError("--set steps and epochs: one of them says how long to train")
+    if "epochs" in given:
+        given["steps"] = 0
     given = settings.models[model] | given
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if k in recipe_fields})
     config = config_type(bins=settings.stft.bins, **{k: v for k, v in given.items() if k in config_fields})
-    return settings, dataclasses.asdict(config)
+    config = dataclasses.asdict(config)
+    numbers = {name for name, kind in config_fields.items() if kind not in (str, bool)}
+    may_be_zero = {"beta_z", "beta_w", "position_offset"}
+    check_numbers(config, numbers - may_be_zero, numbers & may_be_zero)
+    return settings, config
 
 
 def parse(key: str, text: str, expected: type):
@@ -190,7 +217,7 @@ def parse(key: str, text: str, expected: type):
             return {"true": True, "false": False}[text.lower()]
         if expected in (int, float, str):
             return expected(text)
-        return tuple(expected.__args__[0](part) for part in text.split(",") if part)
+        return tuple(expected.__args__[0](part) for part in text.split(",")) if text else ()
     except (ValueError, KeyError):
         name = {bool: "true or false", int: "an integer", float: "a number"}.get(expected, "numbers like 64,32")
         raise SettingError(f"--set {key}={text}: expected {name}") from None

@@ -225,7 +225,7 @@ def test_a_killed_worker_is_an_error_and_none_is_left(monkeypatch):
             process.kill()
         yield from pairs(4)
 
-    with pytest.raises(RuntimeError, match="was killed"):
+    with pytest.raises(ChildProcessError, match="was killed"):
         metrics.resynthesis_metrics_of(murderous(), workers=2)
     assert len(started) == 2 and all(process.returncode is not None for process in started)
 

@@ -1,6 +1,6 @@
 """Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE benchmark paper, Table 2)."""
 
-import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from tqdm import tqdm
 
 from .. import audio, figures, metrics
 from ..audio import STFT
+from ..checkpoint import CheckpointError
 from ..corpus import Corpus
 from ..models.base import DVAE
+
+EXAMPLES = 3  # utterances of which sound and spectrogram are kept
 
 COLUMNS = {  # measure: heading, decimals
     "rmse": ("RMSE", 4),
@@ -56,19 +59,26 @@ def resynthesise(model: DVAE, stft: STFT, waveform: np.ndarray, mode: str, seed:
     return audio.resynthesise(log_variance, spectrum, stft, len(waveform)).cpu().numpy(), log_variance.cpu().numpy()
 
 
-def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, seed: int = 0, examples: int = 3) -> dict:
-    """Resynthesise every utterance of `test`, measure it, and write wav files and a figure of the first `examples`.
+def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, seed: int = 0) -> dict:
+    """Resynthesise every utterance of `test`, measure it, and write wav files and figures of the first EXAMPLES.
 
     Metrics run on all cores while the next utterance is resynthesised. Returns {"summary": …, "utterances": …}.
+    Raises CheckpointError where the model's output is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():  # of an evaluation before
+        if file.suffix in (".json", ".png", ".wav"):
+            file.unlink()
     rows = []
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for index, utterance in enumerate(test.utterances):
             waveform = test.waveform(index)
-            estimate, log_variance = resynthesise(model, stft, waveform, mode, seed + index)
-            if index < examples:
+            own_seed = zlib.crc32(f"{seed} {utterance.name}".encode())
+            estimate, log_variance = resynthesise(model, stft, waveform, mode, own_seed)
+            if not np.isfinite(estimate).all():
+                raise CheckpointError(f"{utterance.name}: the model's output is not finite; it cannot be evaluated")
+            if index < EXAMPLES:
                 audio.write(folder / f"{utterance.name}-original.wav", waveform)
                 audio.write(folder / f"{utterance.name}-resynthesis.wav", estimate)
                 original = stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
@@ -80,23 +90,26 @@ def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, see
 
     with tqdm(total=len(test), desc="resynthesis", unit="utterance", disable=None) as bar:
         measured = metrics.resynthesis_metrics_of(pairs(), progress=bar.update)
-    for row, values in zip(rows, measured, strict=True):
-        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+    rows = [row | values for row, values in zip(rows, measured, strict=True)]
     return {"mode": mode, "summary": metrics.summary(measured), "utterances": rows}
 
 
-def table(results: list[tuple[str, str, dict]], layout: str) -> str:
-    """(row title, model name, result) → the table, with the published rows under it where the corpus is theirs."""
-    width = max(len(title) for title, _, _ in results)
+def table(results: dict[str, dict], layout: str | None = None) -> str:
+    """The table of results by row title. `layout` names their corpus where they may stand beside published rows:
+    one corpus, its whole test split, own past; rows follow for the models that are published on it."""
+    models = dict.fromkeys(result["model"] for result in results.values())
+    published = {f"{name} (paper)": row for name, row in PUBLISHED.get(layout, {}).items() if name in models}
+    width = max(map(len, [*results, *published]))
     lines = [" " * width + "".join(f"{heading:>18}" for heading, _ in COLUMNS.values())]
-    for title, _, result in results:
+    for title, result in results.items():
         cells = []
         for measure, (_, d) in COLUMNS.items():
-            mean, error = (result["summary"][measure][key] for key in ("mean", "standard_error"))
+            mean, error, count = (result["summary"][measure][key] for key in ("mean", "standard_error", "count"))
             cells.append(f"{mean:.{d}f} ± {error:.{d}f}".removesuffix(" ± nan"))
+            if count < len(result["utterances"]):  # the others have too little speech for it
+                cells[-1] += f" ({count})"
         lines.append(f"{title:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
-    for model in dict.fromkeys(model for _, model, _ in results):
-        if published := PUBLISHED.get(layout, {}).get(model):
-            cells = [f"{published[name]:.{d}f}" if name in published else "" for name, (_, d) in COLUMNS.items()]
-            lines.append(f"{model + ' (paper)':<{width}}" + "".join(f"{cell:>18}" for cell in cells))
+    for title, values in published.items():
+        cells = [f"{values[name]:.{d}f}" if name in values else "" for name, (_, d) in COLUMNS.items()]
+        lines.append(f"{title:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-FLOOR = 1e-12  # of the power inside the logarithm: digital silence gives a finite loss
+FLOOR = 1e-12  # of the power: digital silence gives a finite loss, with a minimum
 
 
 def is_divergence_reference(x: Tensor, log_variance: Tensor) -> Tensor:
@@ -14,8 +14,8 @@ def is_divergence_reference(x: Tensor, log_variance: Tensor) -> Tensor:
     x, log_variance: (…, bins), power and log-power. Returns (…): one value per frame, float32 at least.
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, log_variance.dtype), torch.float32)
-    x, log_variance = x.to(dtype), log_variance.to(dtype)
-    return (x * torch.exp(-log_variance) - torch.log(x.clamp_min(FLOOR)) + log_variance - 1).sum(-1)
+    x, log_variance = x.to(dtype).clamp_min(FLOOR), log_variance.to(dtype)
+    return (x * torch.exp(-log_variance) - torch.log(x) + log_variance - 1).sum(-1)
 
 
 is_divergence = is_divergence_reference

@@ -27,9 +27,6 @@ class Gaussian(NamedTuple):
         """μ + σ·ε, the reparameterisation trick, with ε ~ N(0, I) given."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
 
-    def flatten(self) -> "Gaussian":
-        return Gaussian(self.mean.flatten(1), self.log_variance.flatten(1))
-
 
 class GaussianHead(nn.Module):
     """Two linear layers: mean and log-variance."""

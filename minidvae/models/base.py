@@ -145,8 +145,6 @@ class InputScale(nn.Module):
         self.register_buffer("deviation", torch.ones(bins))
 
     def compress(self, power: Tensor) -> Tensor:
-        if self.scale == "power":
-            return power
         return torch.log(power + LOG_FLOOR) if self.scale == "log" else power.sqrt().sqrt()
 
     def fit(self, power: Tensor) -> None:
@@ -156,7 +154,7 @@ class InputScale(nn.Module):
             self.deviation.copy_(compressed.std(0).clamp_min(1e-3))
 
     def forward(self, power: Tensor) -> Tensor:
-        return (self.compress(power) - self.mean) / self.deviation
+        return power if self.scale == "power" else (self.compress(power) - self.mean) / self.deviation
 
 
 @dataclass

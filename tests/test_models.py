@@ -165,6 +165,19 @@ def test_digital_silence_is_finite(name, scale):
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae"])
+def test_raw_power_has_finite_gradients(name):
+    """Raw power of 10⁷ makes attention scores for which the gradients of a fused kernel overflow."""
+    torch.manual_seed(0)
+    sizes = {"width": 128, "feedforward": 32, "layers": 1, "w_embedding": 8, "w_hidden": 8, "w_layers": 1}
+    model = build_model(name, input_scale="power", **sizes)
+    x = 30 * torch.exp(3 * torch.randn(4, 50, 513))
+    model.fit_statistics(x)
+    loss, _ = model.loss(x)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_input_scale_standardises():
     power = spectrum(50, 40).float() ** 3
     for scale in ("log", "root"):

@@ -19,11 +19,13 @@ shares one decoder between the two roles.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .base import DVAE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, past, per_frame
 
@@ -63,21 +65,28 @@ class KeysValues:
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention from one stream (batch, frames, width) to another."""
+    """Scaled dot-product attention from one stream (batch, frames, width) to another.
 
-    def __init__(self, width: int, heads: int):
+    Fused kernels compute the scores again in backward, and overflow in e^{difference} where large ones are rounded
+    differently the second time. Power spectra that are fed as they are make scores of 10⁹ and more: with them the
+    attention is unfused, which keeps its weights.
+    """
+
+    def __init__(self, config: HiTConfig):
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.heads = config.heads
+        self.fused = config.input_scale != "power"
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
+        self.output = nn.Linear(config.width, config.width)
 
     def forward(self, main: Tensor, source: Tensor, causal: bool, cache: KeysValues | None = None) -> Tensor:
         queries = self.query(main).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keys, values = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:  # one new frame, which may see all frames before it
             keys, values, causal = *cache.append(keys, values), False
-        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        with nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH):
+            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
@@ -86,10 +95,10 @@ class Block(nn.Module):
 
     def __init__(self, config: HiTConfig, cross: bool):
         super().__init__()
-        self.attention = Attention(config.width, config.heads)
+        self.attention = Attention(config)
         self.attention_norm = nn.LayerNorm(config.width)
         if cross:
-            self.cross_attention = Attention(config.width, config.heads)
+            self.cross_attention = Attention(config)
             self.cross_norm = nn.LayerNorm(config.width)
         self.feedforward = nn.Sequential(
             nn.Linear(config.width, config.feedforward), nn.ReLU(), nn.Linear(config.feedforward, config.width)

@@ -90,7 +90,8 @@ def begin(args, device):
         found = "a GPU" if device.type == "cuda" else "no GPU"
         print(f"Recipe {name}, since there is {found}; choose the other with --recipe {other}.")
     name = args.recipe or name
-    recipe, config = resolve(args.model, name, overrides(args.set))
+    given = overrides(args.set)
+    recipe, config = resolve(args.model, name, given)
     recipe = replace(recipe, steps=args.steps or recipe.steps)
     if model is None:
         torch.manual_seed(args.seed or 0)
@@ -99,7 +100,7 @@ def begin(args, device):
         except (RuntimeError, ValueError) as error:
             raise SettingError(f"--set {' '.join(args.set)}: no such {args.model} can be built ({error})") from None
     else:
-        if fixed := [key for key in overrides(args.set) if key in config or key in ("window", "hop")]:
+        if fixed := [key for key in given if key in config or key in ("window", "hop")]:
             raise SettingError(f"--set {fixed[0]}: comes with the model of --init; leave it out")
         recipe = replace(recipe, window=stft.window_length, hop=stft.hop)
     folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"

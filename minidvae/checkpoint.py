@@ -82,16 +82,20 @@ def load_run(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn
 
 def load_parameters(model: nn.Module, parameters: dict[str, torch.Tensor], source: str | Path) -> None:
     """Load `parameters`, naming the first mismatch where they are another model's (CheckpointError)."""
-    expected = model.state_dict()
-    for key, value in expected.items():
-        if key not in parameters:
-            raise CheckpointError(f"{source}: parameter {key!r} is missing; is it another model's checkpoint?")
-        if parameters[key].shape != value.shape:
-            shapes = f"{tuple(parameters[key].shape)}, expected {tuple(value.shape)}"
-            raise CheckpointError(f"{source}: parameter {key!r} has shape {shapes}")
-    if extra := sorted(set(parameters) - set(expected)):
-        raise CheckpointError(f"{source}: parameter {extra[0]!r} belongs to no part of this model")
+    check_parameters(model.state_dict(), parameters, f"{source}: ")
     model.load_state_dict(parameters)
+
+
+def check_parameters(expected: dict[str, torch.Tensor], given: dict[str, torch.Tensor], source: str = "") -> None:
+    """Raises CheckpointError naming the first key or shape of `given` that is not as expected."""
+    for key, value in expected.items():
+        if key not in given:
+            raise CheckpointError(f"{source}parameter {key!r} is missing; is it another model's checkpoint?")
+        if given[key].shape != value.shape:
+            shapes = f"{tuple(given[key].shape)}, expected {tuple(value.shape)}"
+            raise CheckpointError(f"{source}parameter {key!r} has shape {shapes}")
+    if extra := sorted(set(given) - set(expected)):
+        raise CheckpointError(f"{source}parameter {extra[0]!r} belongs to no part of this model")
 
 
 def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, str]) -> nn.Module:
@@ -109,14 +113,8 @@ def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, s
     state_dict = {dvae_speech.settled_key(key): value for key, value in state_dict.items()}
     parameters = dict(model.named_parameters())
     theirs = {dvae_speech.their_key(name, key, config): key for key in parameters}
-    for key, ours in theirs.items():
-        if key not in state_dict:
-            raise CheckpointError(f"parameter {key!r} is missing; [Network] describes a {name} that has it")
-        if state_dict[key].shape != parameters[ours].shape:
-            shapes = f"{tuple(state_dict[key].shape)}, by [Network] expected {tuple(parameters[ours].shape)}"
-            raise CheckpointError(f"parameter {key!r} has shape {shapes}")
-    if extra := sorted(set(state_dict) - set(theirs)):
-        raise CheckpointError(f"parameter {extra[0]!r} belongs to no part of the {name} that [Network] describes")
+    expected = {key: parameters[ours] for key, ours in theirs.items()}
+    check_parameters(expected, state_dict, f"not the {name} of [Network]: ")
     model.load_state_dict({ours: state_dict[key] for key, ours in theirs.items()}, strict=False)
     return model
 

@@ -68,10 +68,9 @@ def overrides(pairs: list[str]) -> dict[str, str]:
     return given
 
 
-def check_seed(seed: int) -> int:
+def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise SettingError(f"--seed {seed}: expected 0 to {2**32 - 1}")
-    return seed
 
 
 def newest_run() -> Path:

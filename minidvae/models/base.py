@@ -212,19 +212,21 @@ class DVAE(nn.Module):
         """The standard-normal draws of one forward pass: (batch, frames, latent) for z; a pair of that and
         (batch, sequence latent) where there is a sequence latent. Drawn on the generator's device, so that
         a CPU generator gives the same draws on every device."""
-        return self._normal((batch, frames, self.config.latent), generator)
-
-    def _normal(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         parameter = next(self.parameters())
         source = generator.device if generator is not None else parameter.device
-        return torch.randn(shape, generator=generator, device=source, dtype=parameter.dtype).to(parameter.device)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=source, dtype=parameter.dtype).to(parameter.device)
+
+        noise_z = normal(batch, frames, self.config.latent)
+        return (noise_z, normal(batch, self.config.w_latent)) if hasattr(self.config, "w_latent") else noise_z
 
     def forward(self, x: Tensor, noise=None) -> DVAEOutput:
-        """One pass over the power spectrum with the true past (teacher forcing)."""
+        """One pass over the power spectrum. The past is the true one, or in a share `own_past` the model's own."""
         raise NotImplementedError
 
     def loss(self, batch: Tensor, noise=None) -> tuple[Tensor, dict[str, Tensor]]:
-        """−ELBO per frame, mean over the batch; and its terms, detached.
+        """−ELBO per frame with weights β on its divergences, mean over the batch; and its terms, detached.
 
         reconstruction: Σ_f d_IS per frame; kl_z: per frame; kl_w: per sequence (it enters the loss divided
         by the number of frames, as the bound over a sequence is, unless the model says otherwise).

@@ -56,10 +56,6 @@ class DSAE(DVAE):
         self.decoder = mlp(config.w_latent + latent, config.decoder_hidden, activation)
         self.output = nn.Linear((config.w_latent + latent, *config.decoder_hidden)[-1], bins)
 
-    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None):
-        noise_z = super().draw_noise(batch, frames, generator)
-        return noise_z, self._normal((batch, self.config.w_latent), generator)
-
     def infer_v(self, states: Tensor) -> Gaussian:
         """q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at the first."""
         width = self.config.v_rnn

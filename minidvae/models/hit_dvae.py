@@ -166,10 +166,6 @@ class HiTDVAE(DVAE):
         self.z_prior = GaussianHead(config.width, config.latent)
         self.output = nn.Linear(config.width, config.bins)
 
-    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None):
-        noise_z = super().draw_noise(batch, frames, generator)
-        return noise_z, self._normal((batch, self.config.w_latent), generator)
-
     def positions(self, frames: int) -> Tensor:
         """Sinusoidal positions (frames, width), from a random first one while training."""
         width, weight = self.config.width, self.output.weight
@@ -202,13 +198,17 @@ class HiTDVAE(DVAE):
         main = "latents" if variant == "plain" else "spectrum"
         return self.output(self.decoders[0](z, w, x_past, positions, main, variant != "inv_s_nr", caches))
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
+    def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None):
+        """The scaled spectrum, the positions, q(w), w, q(z), z"""
         noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise
         inputs, positions = self.input_scale(x), self.positions(x.shape[1])
         q_w = self.infer_w(inputs)
         w = q_w.sample(noise_w)
         q_z = self.infer_z(inputs, w, positions)
-        z = q_z.sample(noise_z)
+        return inputs, positions, q_w, w, q_z, q_z.sample(noise_z)
+
+    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
+        inputs, positions, q_w, w, q_z, z = self.infer(x, noise)
         x_past = past(inputs)
         if self.own_past > 0:
             x_past = self.replace_past(x_past, z, w, positions)
@@ -229,10 +229,7 @@ class HiTDVAE(DVAE):
         return torch.cat([own.to(x_past), x_past[count:]])
 
     def resynthesise_from_own_past(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise
-        inputs, positions = self.input_scale(x), self.positions(x.shape[1])
-        w = self.infer_w(inputs).sample(noise_w)
-        z = self.infer_z(inputs, w, positions).sample(noise_z)
+        _, positions, _, w, _, z = self.infer(x, noise)
         return self.decode(w, positions, lambda t, *_: z[:, t : t + 1])
 
     @torch.no_grad()

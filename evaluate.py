@@ -12,17 +12,18 @@ import torch
 from minidvae import checkpoint
 from minidvae.command_line import RUNS, Parser, as_json, check_seed, choose_device, newest_run, run, write
 from minidvae.corpus import Corpus, load_corpus
-from minidvae.experiments import resynthesis
+from minidvae.experiments import Options, Run, resynthesis
 from minidvae.recipes import SettingError, known
 
-TASKS = ("resynthesis",)
+TASKS = {"resynthesis": resynthesis}
 
 
 def main() -> None:
     parser = Parser(description="Evaluate trained models.")
     runs = "run folders, or folders with a published model (default: the newest run)"
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=runs)
-    parser.add_argument("--task", default="resynthesis", help=f"one of {', '.join(TASKS)} (default: resynthesis)")
+    tasks = f"one of {', '.join(TASKS)} (default: the first that the model is for)"
+    parser.add_argument("--task", help=tasks)
     parser.add_argument("--data", help="built-in, a folder of speech, or a manifest (default: the run's own)")
     parser.add_argument("--split", default="test", help="which split to evaluate on (default: test)")
     past = "past of an autoregressive model: its own output, or the true one (default: generation)"
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise that z is drawn with (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
     args = parser.parse_args()
-    known("task", args.task, TASKS)
+    known("task", args.task or "resynthesis", TASKS)
     if args.limit is not None and args.limit < 1:
         raise SettingError(f"--limit {args.limit}: expected at least 1")
     check_seed(args.seed)
@@ -43,29 +44,23 @@ def main() -> None:
     if args.json and not args.json.absolute().parent.is_dir():
         raise SettingError(f"--json {args.json}: there is no folder {args.json.parent}")
     loaded = [(folder, *checkpoint.load_run(folder, device)) for folder in folders]
+    task = args.task or next(name for name, module in TASKS.items() if loaded[0][-1]["model"] in module.MODELS)
+    for folder, *_, content in loaded:
+        if content["model"] not in TASKS[task].MODELS:
+            fitting = [name for name, module in TASKS.items() if content["model"] in module.MODELS]
+            raise SettingError(f"--task {task}: is not for {folder}, a {content['model']}; try {' or '.join(fitting)}")
     sources = [args.data or content.get("plan", {}).get("data", "built-in") for *_, content in loaded]
-    corpora = {data: choose(load_corpus(data).split(args.split), args.limit) for data in dict.fromkeys(sources)}
+    corpora = {data: load_corpus(data) for data in dict.fromkeys(sources)}
+    tests = {data: choose(corpus.split(args.split), args.limit) for data, corpus in corpora.items()}
 
-    results = {}
+    runs = []
     for (folder, model, stft, content), data in zip(loaded, sources, strict=True):
-        corpus, ours = corpora[data], "plan" in content
-        trained = f"step {content['progress']['step']}" if ours else "published"
-        print(f"{folder}: {content['model']}, {trained}; {len(corpus)} utterances of {data}")
-        target = (folder if ours else RUNS / folder.resolve().name) / "eval" / args.task
-        if args.mode == "teacher_forcing":
-            target = target / args.mode
-        result = resynthesis.evaluate(model.eval(), stft, corpus, args.mode, target, args.seed)
-        result |= {"run": str(folder), "model": content["model"], "data": data, "split": args.split, "seed": args.seed}
-        write(target / "results.json", as_json(result))
-        mode = f" ({args.mode.replace('_', ' ')})" if model.autoregressive else ""
-        results[f"{folder}{mode}" + (f" on {data}" if len(corpora) > 1 else "")] = result
-        print(f"results.json, wav files and figures: {target}/")
-    print()
-    comparable = len(corpora) == 1 and args.split == "test" and not args.limit and args.mode == "generation"
-    print(resynthesis.table(results, corpus.layout if comparable else None))
-    print("\nMean ± standard error over utterances. RMSE after the best gain. PESQ: narrow band, raw (P.862) and LQO.")
+        target = (folder if "plan" in content else RUNS / folder.resolve().name) / "eval" / task
+        names = (folder, content["model"], model.eval(), stft, content, data)
+        runs.append(Run(*names, corpora[data], tests[data], target))
+    results = TASKS[task].run(runs, Options(args.split, args.mode, args.limit, args.seed))
     if args.json:
-        write(args.json, as_json(list(results.values())))
+        write(args.json, as_json(results))
 
 
 def choose(corpus: Corpus, limit: int | None) -> Corpus:

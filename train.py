@@ -17,14 +17,14 @@ import torch
 from tqdm import tqdm
 
 from minidvae import checkpoint, figures
+from minidvae.batches import SOURCES
 from minidvae.checkpoint import CheckpointError
 from minidvae.command_line import RUNS, Parser, as_json, check_seed, choose_device, newest_run, overrides, run, write
-from minidvae.corpus import Cuts, load_corpus, segments
+from minidvae.corpus import load_corpus
 from minidvae.models import MODELS, build_model
 from minidvae.recipes import RECIPES, Recipe, SettingError, known, resolve
 
 PRECISIONS = ("fp32", "bf16")
-STATISTICS_BATCHES = 8  # training batches from which the input scale and the output bias are taken
 
 
 def main() -> None:
@@ -52,14 +52,14 @@ def main() -> None:
     corpus = load_corpus(plan["data"])
     if plan.setdefault("fingerprint", corpus.fingerprint) != corpus.fingerprint:
         raise SettingError(f"{plan['data']}: not the speech that this run began with; it can only go on with the same")
-    training, development, samples = corpus.split("train"), corpus.split("dev"), recipe.stft.samples(recipe.frames)
-    cuts = Cuts(training, samples, recipe.batch, plan["seed"], recipe.trim)
-    segments(development, samples, recipe.batch, recipe.trim)  # CorpusError now rather than at the first report
-    per_epoch = max(1, cuts.sequences // recipe.batch)
-    recipe = replace(recipe, steps=recipe.steps or recipe.epochs * per_epoch, report=recipe.report or per_epoch)
-    if state is None and not plan["init"]:
-        sample = torch.cat([recipe.stft.power(cuts(step)) for step in range(STATISTICS_BATCHES)])
-        model.fit_statistics(sample.to(device))
+    training, development = corpus.split("train"), corpus.split("dev")
+    source = SOURCES[model.batches]
+    batches = source(training, recipe, plan["seed"], device)
+    source(development, recipe, plan["seed"], device)  # CorpusError now rather than at the first report
+    steps, report = recipe.steps or recipe.epochs * batches.per_epoch, recipe.report or batches.per_epoch
+    recipe = replace(recipe, steps=steps, report=report)
+    if state is None:
+        batches.fit(model, fresh=not plan["init"])
     plan["recipe"] = asdict(replace(recipe, models={}))
     folder = make(folder, exist_ok=bool(args.run or args.resume))
     write(folder / "config.json", as_json(plan | {"model_settings": asdict(model.config)}))
@@ -67,9 +67,9 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{plan['model']}, {parameters:.2f} M parameters, recipe {plan['recipe_name']}: {recipe.steps} steps of")
     print(f"{recipe.batch} × {recipe.frames} frames out of {training.seconds / 60:.1f} minutes. Results: {folder}/")
-    if cuts.skipped:
-        print(f"{cuts.skipped} utterances are shorter than one training sequence and are not used.")
-    train(model, recipe, plan, cuts, development, device, folder, state)
+    if batches.skipped:
+        print(f"{batches.skipped} utterances are shorter than one training sequence and are not used.")
+    train(model, recipe, plan, batches, development, device, folder, state)
     print(f"Finished: {folder}/ (curves.png shows the training). Next: python evaluate.py {folder}")
 
 
@@ -84,7 +84,7 @@ def begin(args, device):
     if args.model is None:
         raise SettingError(f"--model: missing; choose one of {', '.join(MODELS)}")
     known("model", args.model, MODELS)
-    papers = [name for name in ("light2023", "benchmark2021") if args.model in RECIPES[name].models]
+    papers = [name for name in RECIPES if name != "quick" and args.model in RECIPES[name].models]
     name, other = (papers[0], "quick") if device.type == "cuda" else ("quick", papers[0])
     if args.recipe is None:
         found = "a GPU" if device.type == "cuda" else "no GPU"
@@ -102,7 +102,8 @@ def begin(args, device):
     else:
         if fixed := [key for key in given if key in config or key in ("window", "hop")]:
             raise SettingError(f"--set {fixed[0]}: comes with the model of --init; leave it out")
-        recipe = replace(recipe, window=stft.window_length, hop=stft.hop)
+        if recipe.features == "power":
+            recipe = replace(recipe, window=stft.window_length, hop=stft.hop)
     folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
@@ -144,7 +145,7 @@ def make(folder: Path, exist_ok: bool) -> Path:
             folder = folder.with_name(f"{folder.name}+")
 
 
-def train(model, recipe, plan, cuts, development, device, folder, state) -> None:
+def train(model, recipe, plan, batches, development, device, folder, state) -> None:
     stft = recipe.stft
     optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
         model.parameters(), betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay
@@ -167,8 +168,8 @@ def train(model, recipe, plan, cuts, development, device, folder, state) -> None
     while progress["step"] < recipe.steps and not (recipe.patience and progress["waited"] >= recipe.patience):
         step = progress["step"]
         torch.manual_seed(seed_of(plan["seed"], step))
-        batch = stft.power(cuts(step).to(device, non_blocking=True))
-        model.own_past = recipe.own_past_at(step)
+        batches.prepare(model, optimiser, recipe, step)
+        batch = batches(step)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate_at(step)
 
@@ -178,6 +179,7 @@ def train(model, recipe, plan, cuts, development, device, folder, state) -> None
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
         terms = read_terms(terms | {"gradient norm": norm}, folder, step)
+        del terms["gradient norm"]
         optimiser.step()
 
         progress["step"] = step + 1
@@ -185,15 +187,15 @@ def train(model, recipe, plan, cuts, development, device, folder, state) -> None
         progress["count"] += 1
         bar.update()
         if (step + 1) % recipe.report == 0 or step + 1 == recipe.steps:
-            dev = development_loss(model, recipe, plan, development, device, folder, step)
+            dev = development_loss(model, recipe, plan, batches, development, device, folder, step)
             progress["waited"] = 0 if dev["loss"] < progress["best"] else progress["waited"] + 1
             progress["seconds"] = time.perf_counter() - started
             report = {
                 "step": step + 1,
-                "train": {name: progress["sums"][name] / progress["count"] for name in dev},
+                "train": {name: total / progress["count"] for name, total in progress["sums"].items()},
                 "dev": dev,
                 "learning_rate": recipe.learning_rate_at(step),
-                "own_past": model.own_past,
+                "own_past": recipe.own_past_at(step),
                 "seconds": round(progress["seconds"], 1),
             }
             progress["sums"], progress["count"] = {}, 0
@@ -216,21 +218,17 @@ def train(model, recipe, plan, cuts, development, device, folder, state) -> None
 
 
 @torch.no_grad()
-def development_loss(model, recipe, plan, development, device, folder, step) -> dict[str, float]:
-    """The terms of the loss over the development split, the same noise every time. The past is as it will be at
-    the end of training, so that the best checkpoint is the best at that."""
+def development_loss(model, recipe, plan, batches, development, device, folder, step) -> dict[str, float]:
+    """The terms of the loss over the development split, the same noise every time."""
     model.eval()
-    model.own_past = recipe.own_past[-1]
     torch.manual_seed(seed_of(plan["seed"], -1))
     sums, count = {}, 0
-    for cut in segments(development, recipe.stft.samples(recipe.frames), recipe.batch, trim=recipe.trim):
-        batch = recipe.stft.power(cut.to(device))
+    for batch, size in batches.development(development, model, recipe):
         with autocast(device, plan["precision"]):
             _, terms = model.loss(batch)
         for name, value in read_terms(terms, folder, step).items():
-            sums[name] = sums.get(name, 0.0) + value * len(batch)
-        count += len(batch)
-    model.own_past = recipe.own_past_at(step)
+            sums[name] = sums.get(name, 0.0) + value * size
+        count += size
     model.train()
     return {name: total / count for name, total in sums.items()}
 

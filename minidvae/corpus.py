@@ -134,19 +134,50 @@ def _unpack(samples: np.ndarray) -> np.ndarray:
     return np.asarray(samples) * np.float32(1 / 32767)
 
 
-def _spans(corpus: Corpus, samples: int, trim: bool) -> tuple[np.ndarray, np.ndarray]:
-    """First sample in the packed file and length of every utterance, (utterances,) each.
+class Segments:
+    """All cuts of `samples` samples, numbered utterance by utterance: their starts are `stride` samples apart,
+    the first at the start of the utterance (of its trimmed part with `trim`). Nothing is copied: `segments[numbers]`
+    reads the packed file.
 
-    CorpusError when no utterance is `samples` long.
+    Utterances shorter than one cut are left out and counted in `skipped`; CorpusError when all are.
     """
-    bounds = [(u.start + u.trim[0], u.trim[1] - u.trim[0]) if trim else (u.start, u.length)
-              for u in corpus.utterances]
-    starts, lengths = np.array(bounds, dtype=np.int64).T
-    if lengths.max() < samples:
-        raise CorpusError(f"{corpus.name}: no utterance is as long as one sequence of "
-                          f"{samples / audio.SAMPLE_RATE:.2f} s; the longest of {len(corpus)} has "
-                          f"{lengths.max() / audio.SAMPLE_RATE:.2f} s")
-    return starts, lengths
+
+    def __init__(self, corpus: Corpus, samples: int, stride: int = 1, trim: bool = True):
+        bounds = [(u.start + u.trim[0], u.trim[1] - u.trim[0]) if trim else (u.start, u.length)
+                  for u in corpus.utterances]
+        starts, lengths = np.array(bounds, dtype=np.int64).T
+        if lengths.max() < samples:
+            raise CorpusError(f"{corpus.name}: no utterance is as long as one sequence of "
+                              f"{samples / audio.SAMPLE_RATE:.2f} s; the longest of {len(corpus)} has "
+                              f"{lengths.max() / audio.SAMPLE_RATE:.2f} s")
+        self.corpus, self.samples, self.stride = corpus, samples, stride
+        self.utterances = np.flatnonzero(lengths >= samples)  # index in the corpus of each that is used
+        self.starts = starts[self.utterances]
+        self.counts = (lengths[self.utterances] - samples) // stride + 1  # segments of each
+        self.ends = np.cumsum(self.counts)
+        self.skipped = len(corpus) - len(self.utterances)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Where in `utterances` each segment belongs."""
+        return np.searchsorted(self.ends, numbers, side="right")
+
+    def __getitem__(self, numbers: np.ndarray) -> torch.Tensor:
+        """(n,) → (n, samples) float32 on the CPU, pinned where there is a GPU."""
+        rows = self.rows(numbers)
+        starts = self.starts[rows] + (numbers - (self.ends - self.counts)[rows]) * self.stride
+        cuts = torch.empty(len(numbers), self.samples, pin_memory=torch.cuda.is_available())
+        for cut, start in zip(cuts.numpy(), starts, strict=True):
+            cut[:] = self.corpus.packed[start : start + self.samples]
+        return cuts.mul_(1 / 32767)
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """All segments once: their numbers (≤ batch_size,) and cuts (≤ batch_size, samples)."""
+        for first in range(0, len(self), batch_size):
+            numbers = np.arange(first, min(first + batch_size, len(self)))
+            yield numbers, self[numbers]
 
 
 class Cuts:
@@ -158,24 +189,14 @@ class Cuts:
     """
 
     def __init__(self, corpus: Corpus, samples: int, batch_size: int, seed: int = 0, trim: bool = True):
-        starts, lengths = _spans(corpus, samples, trim)
-        fits = lengths >= samples
-        self.corpus, self.samples, self.batch_size, self.seed = corpus, samples, batch_size, seed
-        positions = lengths[fits] - samples + 1
-        self.ends = np.cumsum(positions)  # of each utterance's positions, counted over the corpus
-        self.shifts = starts[fits] - (self.ends - positions)  # from that count to samples in the packed file
-        self.skipped = int(len(corpus) - fits.sum())
-        self.sequences = int((lengths // samples).sum())
-        self.pinned = torch.cuda.is_available()
+        self.segments = Segments(corpus, samples, trim=trim)
+        self.batch_size, self.seed, self.skipped = batch_size, seed, self.segments.skipped
+        self.sequences = int(((self.segments.counts - 1 + samples) // samples).sum())
 
     def __call__(self, step: int) -> torch.Tensor:
         """The batch of a step: (batch, samples) float32 on the CPU, pinned where there is a GPU."""
-        drawn = np.random.default_rng((self.seed, step)).integers(self.ends[-1], size=self.batch_size)
-        starts = drawn + self.shifts[np.searchsorted(self.ends, drawn, side="right")]
-        batch = torch.empty(self.batch_size, self.samples, pin_memory=self.pinned)
-        for row, start in zip(batch.numpy(), starts, strict=True):
-            row[:] = self.corpus.packed[start : start + self.samples]
-        return batch.mul_(1 / 32767)
+        drawn = np.random.default_rng((self.seed, step)).integers(len(self.segments), size=self.batch_size)
+        return self.segments[drawn]
 
 
 def segments(corpus: Corpus, samples: int, batch_size: int, trim: bool = True) -> Iterator[torch.Tensor]:
@@ -184,11 +205,8 @@ def segments(corpus: Corpus, samples: int, batch_size: int, trim: bool = True) -
     Yields (≤ batch_size, samples) float32, in order. What is left at an utterance's end is dropped. CorpusError,
     when called, where no utterance holds one.
     """
-    spans = zip(*_spans(corpus, samples, trim), strict=True)
-    cuts = np.array([start + k * samples for start, length in spans for k in range(length // samples)])
-    batches = (cuts[k : k + batch_size] for k in range(0, len(cuts), batch_size))
-    return (torch.from_numpy(_unpack(np.stack([corpus.packed[c : c + samples] for c in batch])))
-            for batch in batches)
+    cuts = Segments(corpus, samples, stride=samples, trim=trim)
+    return (batch for _, batch in cuts.in_order(batch_size))
 
 
 # ---- Finding a corpus ------------------------------------------------------------------------------------

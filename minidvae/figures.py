@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+from scipy.special import ndtri
 
 from .audio import SAMPLE_RATE, STFT
 from .files import whole
+from .metrics import DetectionErrors, eer
 
 
 def _figure(*shape: int, **options):
@@ -31,10 +33,10 @@ def curves(reports: list[dict], path: str | Path) -> None:
     figure, axes = _figure(1, len(terms), figsize=(3.2 * len(terms), 2.8))
     steps = [report["step"] for report in reports]
     for axis, term in zip(axes[0], terms, strict=True):
-        axis.plot(steps, [report["train"][term] for report in reports], label="train")
-        axis.plot(steps, [report["dev"][term] for report in reports], label="dev")
+        parts = [part for part in ("train", "dev") if term in reports[-1][part]]
+        values = np.array([[report[part][term] for part in parts] for report in reports])
+        axis.plot(steps, values, label=parts)
         axis.set(title=term, xlabel="step")
-        values = np.array([[report[part][term] for part in ("train", "dev")] for report in reports])
         if values.min() > 0 and values.max() > 20 * values.min():
             axis.set_yscale("log")
     axes[0, 0].legend()
@@ -54,4 +56,25 @@ def spectrograms(rows: list[tuple[str, np.ndarray]], stft: STFT, path: str | Pat
         axis.set(title=title, ylabel="kHz")
     axes[-1, 0].set_xlabel("s")
     figure.colorbar(image, ax=axes[:, 0].tolist(), label="dB")
+    _save(figure, path)
+
+
+def det_curves(detectors: dict[str, DetectionErrors], path: str | Path) -> None:
+    """Detection error trade-off: misses against false alarms by title, on the scale of normal deviates, with a dot
+    at the equal error rate."""
+    figure, axes = _figure(1, 1, figsize=(6, 6))
+    axis, percent = axes[0, 0], np.array([0.1, 0.5, 1, 2, 5, 10, 20, 40, 60])
+    limits = ndtri(np.array([0.0005, 0.65]))
+    for title, errors in detectors.items():
+        rates = np.stack([errors.false_alarm_rates, errors.miss_rates]).clip(1e-5, 1 - 1e-5)
+        points = np.unique(ndtri(rates).round(3), axis=1)  # rising false alarms; no more than the eye can tell apart
+        (line,) = axis.step(points[0], points[1], where="post", label=title)
+        rate = ndtri(np.clip(eer(errors), 1e-5, 1))
+        axis.plot(rate, rate, "o", color=line.get_color(), markersize=4)
+    axis.plot(limits, limits, color="0.8", linewidth=0.8, zorder=0)
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
+        set_ticks(ndtri(percent / 100), [f"{value:g}" for value in percent])
+    axis.set(xlabel="false alarms, %", ylabel="misses, %", xlim=limits, ylim=limits, aspect="equal")
+    axis.grid(color="0.9")
+    axis.legend(fontsize="small")
     _save(figure, path)

@@ -5,7 +5,9 @@ import difflib
 import math
 from dataclasses import dataclass, field
 
+from . import audio
 from .audio import STFT
+from .batches import FEATURES
 from .models import MODELS
 
 
@@ -32,9 +34,11 @@ def check_numbers(settings: dict, positive=(), not_negative=()) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    window: int = 1024  # STFT window and hop, samples at 16 kHz
+    features: str = "power"  # spectra; for segments fbank (80 bins) or log_magnitude (200), 25 ms every 10 ms
+    window: int = 1024  # of power spectra: STFT window and hop, samples at 16 kHz
     hop: int = 256
-    frames: int = 150  # T, length of a training sequence
+    frames: int = 150  # T, length of a training sequence or segment
+    shift: int = 20  # from one segment to the next, frames
     trim: bool = True  # without leading and trailing silence
     batch: int = 32
     steps: int = 0  # length of training; 0: as many as `epochs` take
@@ -51,15 +55,18 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float = 0.0  # largest gradient norm; 0: no clipping
     own_past: tuple[float, ...] = (0.0, 0.0)  # autoregressive models: share of own past, from first to last step
+    sequences: int = 0  # FHVAE, hierarchical sampling: rows of the table, sequences drawn at once; 0: all, no drawing
+    redraw: int = 500  # and for how many steps
     models: dict[str, dict] = field(default_factory=dict)  # each model's settings, and its own values of the above
 
     def __post_init__(self):
-        positive = ("window", "hop", "frames", "batch", "learning_rate", "epsilon")
+        positive = ("window", "hop", "frames", "shift", "batch", "learning_rate", "epsilon", "redraw")
         not_negative = ("steps", "epochs", "report", "patience", "warmup", "weight_decay", "clip")
-        not_negative += ("final_learning_rate",)
+        not_negative += ("final_learning_rate", "sequences")
         check_numbers(vars(self), positive, not_negative)
         known("optimiser", self.optimiser, ("adam", "adamw"))
         known("schedule", self.schedule, ("constant", "cosine"))
+        known("features", self.features, ("power", *FEATURES))
         for name, limits in (("betas", "[0, 1)"), ("own_past", "[0, 1]")):
             values = getattr(self, name)
             if len(values) != 2 or not all(0 <= v < 1 or (v == 1 and limits[-1] == "]") for v in values):
@@ -73,7 +80,11 @@ class Recipe:
 
     @property
     def stft(self) -> STFT:
-        return STFT(self.window, self.hop)
+        return STFT(self.window, self.hop) if self.features == "power" else audio.FEATURES
+
+    @property
+    def bins(self) -> int:
+        return self.stft.bins if self.features == "power" else FEATURES[self.features][0]
 
     def learning_rate_at(self, step: int) -> float:
         if step < self.warmup:
@@ -88,6 +99,12 @@ class Recipe:
         first, last = self.own_past
         return first + (last - first) * step / max(1, self.steps - 1)
 
+
+# Fields that only one kind of batch has a use for
+ONLY = {
+    "spectra": ("window", "hop", "own_past"),
+    "segments": ("features", "shift", "sequences", "redraw"),
+}
 
 RECURRENT = ("dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
 
@@ -113,6 +130,11 @@ SMALL = {"input_scale": "root", "width": 128, "feedforward": 512, "layers": 1, "
     "w_embedding": 32,
     "w_hidden": 32,
     "w_layers": 1,
+}
+
+# FHVAE and β-VAE in `quick`
+SEGMENTS = {"features": "fbank", "frames": 20, "trim": False, "batch": 64, "learning_rate": 1e-3} | {
+    "betas": (0.95, 0.999)
 }
 
 RECIPES = {
@@ -155,6 +177,22 @@ RECIPES = {
         learning_rate=1e-4,
         models={name: {} for name in ("vae", *RECURRENT)},
     ),
+    # Hsu, Zhang & Glass, NIPS 2017, section 4 and appendix C; 32 dimensions and α = 10 are their best. How far apart
+    # segments are is not given there: side by side.
+    "fhvae2017": Recipe(
+        features="fbank",
+        frames=20,
+        shift=20,
+        trim=False,
+        batch=256,
+        epochs=500,
+        patience=50,
+        optimiser="adam",
+        learning_rate=1e-3,
+        betas=(0.95, 0.999),
+        weight_decay=1e-4,
+        models={"fhvae": {"z1_latent": 32, "z2_latent": 32, "alpha": 10.0}, "beta_vae": {}},
+    ),
     # The same, small enough for two CPU cores and five minutes.
     "quick": Recipe(
         window=1024,
@@ -177,6 +215,8 @@ RECIPES = {
             "vae": {"hidden": (128,), "beta_z": 0.01, "input_scale": "root"},
             "hit_dvae": SMALL,
             "light_dvae": SMALL,
+            "fhvae": SEGMENTS,
+            "beta_vae": SEGMENTS | {"encoder_width": 256, "width": 128},
         },
     ),
 }
@@ -192,8 +232,11 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
     if model not in settings.models:
         offered = ", ".join(name for name, other in RECIPES.items() if model in other.models)
         raise SettingError(f"recipe {recipe} has no settings for {model}; recipes that have: {offered}")
-    recipe_fields = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name != "models"}
-    config_fields = {f.name: f.type for f in dataclasses.fields(config_type) if f.name != "bins"}
+    kind = MODELS[model][0].batches
+    foreign = {name for other, names in ONLY.items() if other != kind for name in names} | {"models"}
+    from_recipe = ("bins", "frames", "sequences")  # and from the corpus
+    recipe_fields = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name not in foreign}
+    config_fields = {f.name: f.type for f in dataclasses.fields(config_type) if f.name not in from_recipe}
     types = recipe_fields | config_fields
     given = {key: parse(key, text, types[known("setting", key, types)]) for key, text in overrides.items()}
     if {"steps", "epochs"} <= set(given):
@@ -202,10 +245,13 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
         given["steps"] = 0
     given = settings.models[model] | given
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if k in recipe_fields})
-    config = config_type(bins=settings.stft.bins, **{k: v for k, v in given.items() if k in config_fields})
+    if kind == "segments" and settings.features == "power":
+        raise SettingError(f"features=power: {model} takes {' or '.join(FEATURES)}")
+    config = config_type(**{k: v for k, v in given.items() if k in config_fields})
     config = dataclasses.asdict(config)
+    config |= {name: getattr(settings, name) for name in ("bins", "frames") if name in config}
     numbers = {name for name, kind in config_fields.items() if kind not in (str, bool)}
-    may_be_zero = {"beta_z", "beta_w", "position_offset"}
+    may_be_zero = {"beta_z", "beta_w", "beta", "alpha", "position_offset"}
     check_numbers(config, numbers - may_be_zero, numbers & may_be_zero)
     return settings, config
 

@@ -11,8 +11,13 @@ from tqdm import tqdm
 from .. import audio, figures, metrics
 from ..audio import STFT
 from ..checkpoint import CheckpointError
+from ..command_line import as_json, write
 from ..corpus import Corpus
+from ..models import MODELS as ALL_MODELS
 from ..models.base import DVAE
+from . import Options, Run
+
+MODELS = [name for name, (kind, _) in ALL_MODELS.items() if issubclass(kind, DVAE)]
 
 EXAMPLES = 3  # utterances of which sound and spectrogram are kept
 
@@ -44,6 +49,25 @@ PUBLISHED = {
         "light_dvae": {"rmse": 0.038, "si_sdr": 11.6, "pesq": 3.58, "estoi": 0.93},
     },
 }
+
+
+def run(runs: list[Run], options: Options) -> list[dict]:
+    results, corpora = {}, {run.data for run in runs}
+    for run in runs:
+        print(f"{run.folder}: {run.name}, {run.trained}; {len(run.test)} utterances of {run.data}")
+        target = run.target / (options.mode if options.mode == "teacher_forcing" else "")
+        result = evaluate(run.model, run.stft, run.test, options.mode, target, options.seed)
+        settings = {"data": run.data, "split": options.split, "seed": options.seed}
+        result |= {"run": str(run.folder), "model": run.name} | settings
+        write(target / "results.json", as_json(result))
+        mode = f" ({options.mode.replace('_', ' ')})" if run.model.autoregressive else ""
+        results[f"{run.folder}{mode}" + (f" on {run.data}" if len(corpora) > 1 else "")] = result
+        print(f"results.json, wav files and figures: {target}/")
+    print()
+    comparable = len(corpora) == 1 and options == Options(seed=options.seed)  # the whole test split, own past
+    print(table(results, run.corpus.layout if comparable else None))
+    print("\nMean ± standard error over utterances. RMSE after the best gain. PESQ: narrow band, raw (P.862) and LQO.")
+    return list(results.values())
 
 
 def resynthesise(model: DVAE, stft: STFT, waveform: np.ndarray, mode: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,10 @@ import dataclasses
 
 from torch import nn
 
+from .beta_vae import BetaVAE, BetaVAEConfig
 from .dkf import DKF, DKFConfig
 from .dsae import DSAE, DSAEConfig
+from .fhvae import FHVAE, FHVAEConfig
 from .hit_dvae import HiTConfig, HiTDVAE, LigHTDVAE
 from .rvae import RVAE, RVAEConfig
 from .srnn import SRNN, SRNNConfig
@@ -23,6 +25,8 @@ MODELS = {
     "dsae": (DSAE, DSAEConfig),
     "hit_dvae": (HiTDVAE, HiTConfig),
     "light_dvae": (LigHTDVAE, HiTConfig),
+    "fhvae": (FHVAE, FHVAEConfig),
+    "beta_vae": (BetaVAE, BetaVAEConfig),
 }
 
 

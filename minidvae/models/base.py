@@ -3,6 +3,7 @@
 A model file, this file and `kernels/` are all that a model needs: copy them into any project.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -112,6 +113,68 @@ class LSTM(nn.LSTM):
         return x
 
 
+class RecurrentOutputs(nn.Module):
+    """A GRU or a plain tanh RNN, (batch, frames, inputs) → (batch, frames, width), from a state of zeros."""
+
+    def __init__(self, kind: type[nn.RNNBase], inputs: int, width: int, layers: int):
+        super().__init__()
+        self.network = kind(inputs, width, layers, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[0]
+
+
+def recurrent(architecture: str, inputs: int, width: int, layers: int = 1) -> nn.Module:
+    """An lstm, a gru or an rnn, (batch, frames, inputs) → (batch, frames, width)."""
+    if architecture == "lstm":
+        return LSTM(inputs, width, layers)
+    return RecurrentOutputs({"gru": nn.GRU, "rnn": nn.RNN}[architecture], inputs, width, layers)
+
+
+class SegmentEncoder(nn.Module):
+    """q(z | x, ·) of a segment x (batch, frames, bins): a recurrent network over the frames, its last output → Gaussian
+    head. A second latent that z depends on is given to every frame. Architecture "fc": the segment as one vector."""
+
+    def __init__(self, architecture: str, frames: int, bins: int, given: int, width: int, layers: int, latent: int):
+        super().__init__()
+        self.flat = architecture == "fc"
+        if self.flat:
+            self.network = mlp(frames * bins + given, (width,) * layers)
+        else:
+            self.network = recurrent(architecture, bins + given, width, layers)
+        self.posterior = GaussianHead(width, latent)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Gaussian:
+        if self.flat:
+            x = x.flatten(1)
+            return self.posterior(self.network(x if given is None else torch.cat([x, given], dim=-1)))
+        x = x if given is None else torch.cat([x, per_frame(given, x)], dim=-1)
+        return self.posterior(self.network(x)[:, -1])
+
+
+class SegmentDecoder(nn.Module):
+    """p(x | z) of a segment: a recurrent network fed z (batch, latent) at every frame → Gaussian head per frame,
+    (batch, frames, bins). Architecture "fc": all frames at once."""
+
+    def __init__(self, architecture: str, frames: int, bins: int, latent: int, width: int, layers: int):
+        super().__init__()
+        self.frames, self.flat = frames, architecture == "fc"
+        self.network = mlp(latent, (width,) * layers) if self.flat else recurrent(architecture, latent, width, layers)
+        self.output = GaussianHead(width, frames * bins if self.flat else bins)
+
+    def forward(self, z: Tensor) -> Gaussian:
+        if self.flat:
+            return Gaussian(*(p.unflatten(-1, (self.frames, -1)) for p in self.output(self.network(z))))
+        return self.output(self.network(z[:, None].expand(-1, self.frames, -1)))
+
+
+def gaussian_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
+    """log N(x; μ, diag e^λ) = −½ Σ ( log 2π + λ + (x − μ)²·e^{−λ} ), (batch, …) → (batch,), float32"""
+    mean, log_variance = p.mean.float(), p.log_variance.float()
+    squares = (x - mean).square() * torch.exp(-log_variance)
+    return -0.5 * (math.log(2 * math.pi) + log_variance + squares).flatten(1).sum(-1)
+
+
 def framewise(function: Callable, *sequences: Tensor) -> Tensor:
     """A function of one frame applied to sequences (batch, frames, …) frame by frame, as `*_reference` paths do."""
     return torch.stack([function(*frames) for frames in zip(*(s.unbind(1) for s in sequences), strict=True)], dim=1)
@@ -127,7 +190,26 @@ def per_frame(w: Tensor, frames: Tensor) -> Tensor:
     return w[:, None].expand(-1, frames.shape[1], -1)
 
 
-class InputScale(nn.Module):
+class Standardise(nn.Module):
+    """Zero mean and unit variance per bin, with the statistics of the training set."""
+
+    def __init__(self, bins: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(bins))
+        self.register_buffer("deviation", torch.ones(bins))
+
+    def set(self, mean: Tensor, deviation: Tensor) -> None:
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp_min(1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * self.deviation + self.mean
+
+
+class InputScale(Standardise):
     """The scale on which a network sees the power spectrum.
 
     power: as it is (what the papers do). log: log(x + 1e-6). root: x^¼. The last two are then standardised
@@ -137,12 +219,10 @@ class InputScale(nn.Module):
     SCALES = ("power", "log", "root")
 
     def __init__(self, bins: int, scale: str):
-        super().__init__()
+        super().__init__(bins)
         if scale not in self.SCALES:
             raise ValueError(f"input_scale={scale!r} is none of {', '.join(self.SCALES)}")
         self.scale = scale
-        self.register_buffer("mean", torch.zeros(bins))
-        self.register_buffer("deviation", torch.ones(bins))
 
     def compress(self, power: Tensor) -> Tensor:
         return torch.log(power + LOG_FLOOR) if self.scale == "log" else power.sqrt().sqrt()
@@ -150,11 +230,10 @@ class InputScale(nn.Module):
     def fit(self, power: Tensor) -> None:
         if self.scale != "power":
             compressed = self.compress(power).flatten(0, -2)
-            self.mean.copy_(compressed.mean(0))
-            self.deviation.copy_(compressed.std(0).clamp_min(1e-3))
+            self.set(compressed.mean(0), compressed.std(0))
 
     def forward(self, power: Tensor) -> Tensor:
-        return power if self.scale == "power" else (self.compress(power) - self.mean) / self.deviation
+        return power if self.scale == "power" else super().forward(self.compress(power))
 
 
 @dataclass
@@ -191,6 +270,7 @@ class DVAEConfig:
 class DVAE(nn.Module):
     """A dynamical VAE on power spectra x (batch, frames, bins). Subclasses define `forward` and `sample`."""
 
+    batches = "spectra"  # what `loss` takes, see `minidvae/batches.py`
     autoregressive = False  # whether x_{t−1} feeds the decoder, so that the two modes of resynthesis differ
     kl_w_per_frame = True  # whether the KL of the sequence latent enters the loss divided by the number of frames
     output: nn.Linear  # the last layer, to log-variance

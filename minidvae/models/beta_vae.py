@@ -1,0 +1,54 @@
+"""β-VAE of segments (Higgins et al. 2017), the FHVAE paper's baseline feature extractor (appendix G): one latent z.
+
+    p(z) = N(0, I),    q(z | x) from an LSTM over the segment,    p(x | z) from an LSTM fed z at every frame
+    loss = −E log p(x | z) + β KL(q(z | x) ‖ p(z))
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import gaussian_kl
+from .base import Gaussian, SegmentDecoder, SegmentEncoder, Standardise, gaussian_log_likelihood
+
+
+@dataclass
+class BetaVAEConfig:
+    bins: int = 80
+    frames: int = 20  # of a segment
+    latent: int = 64
+    encoder_width: int = 512  # LSTM cells
+    width: int = 256  # LSTM cells of the decoder
+    beta: float = 1.0  # weight of KL(q(z) ‖ p(z)) in the loss
+
+
+class BetaVAE(nn.Module):
+    batches = "segments"
+
+    def __init__(self, config: BetaVAEConfig):
+        super().__init__()
+        self.config = config
+        size = ("lstm", config.frames, config.bins)
+        self.standardise = Standardise(config.bins)
+        self.encoder = SegmentEncoder(*size, 0, config.encoder_width, 1, config.latent)
+        self.decoder = SegmentDecoder(*size, config.latent, config.width, 1)
+
+    def infer(self, x: Tensor) -> Gaussian:
+        """q(z | x) of segments (batch, frames, bins), features as they are"""
+        return self.encoder(self.standardise(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x | z) as features (batch, frames, bins)."""
+        return self.standardise.inverse(self.decoder(z).mean)
+
+    def loss(self, batch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """−log p(x | z) + β KL per segment, mean over the batch (its `x`: (batch, frames, bins)), and its terms."""
+        q_z = self.infer(batch.x)
+        z = q_z.sample(torch.randn_like(q_z.mean) if noise is None else noise)
+        terms = {
+            "reconstruction": -gaussian_log_likelihood(self.standardise(batch.x), self.decoder(z)).mean(),
+            "kl_z": gaussian_kl(*q_z).mean(),
+        }
+        loss = terms["reconstruction"] + self.config.beta * terms["kl_z"]
+        return loss, {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}

@@ -1,0 +1,157 @@
+"""FHVAE: the factorised hierarchical variational autoencoder (Hsu, Zhang & Glass, NIPS 2017), Seq2Seq-FHVAE.
+
+A sequence i is cut into N segments x of 20 frames, each with two latents. z2 stays near the sequence's own μ2 and comes
+to hold what does not change within it, the speaker and the channel; z1 holds the rest, what is said.
+
+    p(μ2) = N(0, I)                                            one per sequence: the s-vector
+    p(z2 | μ2) = N(μ2, 0.25 I),    p(z1) = N(0, I)
+    p(x | z1, z2)                                              decoder, a Gaussian for every frame
+    q(z2 | x),    q(z1 | x, z2)                                encoders
+
+μ2 of a training sequence is a row of a table; for an unseen sequence it has a closed form (paper, appendix B).
+The discriminative bound (eq. 3) adds α·log p(i | z2), a softmax over the table of log p(z2 | μ2).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import gaussian_kl
+from .base import Gaussian, SegmentDecoder, SegmentEncoder, Standardise, gaussian_log_likelihood
+
+ARCHITECTURES = ("lstm", "gru", "rnn", "fc")
+
+
+@dataclass
+class FHVAEConfig:
+    bins: int = 80
+    frames: int = 20  # of a segment
+    sequences: int = 0  # rows of the table of s-vectors; set when training begins
+    z1_latent: int = 16
+    z2_latent: int = 16
+    architecture: str = "lstm"  # or gru, rnn, fc
+    width: int = 256  # of every hidden layer
+    layers: int = 1  # of the encoders and of the decoder
+    alpha: float = 10.0  # weight of the discriminative term
+    discriminate: str = "mean"  # what of q(z2 | x) that term sees: mean, or sample as in eq. 3
+    z1_variance: float = 1.0
+    z2_variance: float = 0.25
+    mu2_variance: float = 1.0
+
+
+class SegmentBatch(NamedTuple):
+    """Segments out of one or many sequences. Either `row` or `s_vector` says which."""
+
+    x: Tensor  # (batch, frames, bins), features as they are
+    count: Tensor  # (batch,) N, the segments of its sequence
+    row: Tensor | None = None  # (batch,) its sequence's row in the table
+    s_vector: Tensor | None = None  # (batch, z2_latent) μ2 of a sequence that is not in the table
+
+
+@dataclass
+class FHVAEOutput:
+    p_x: Gaussian  # (batch, frames, bins), on the standardised scale
+    z1: Tensor
+    z2: Tensor
+    q_z1: Gaussian
+    q_z2: Gaussian
+
+
+class FHVAE(nn.Module):
+    batches = "segments"
+
+    def __init__(self, config: FHVAEConfig):
+        super().__init__()
+        for name, choices in (("architecture", ARCHITECTURES), ("discriminate", ("mean", "sample"))):
+            if getattr(config, name) not in choices:
+                raise ValueError(f"{name}={getattr(config, name)!r} is none of {', '.join(choices)}")
+        self.config = config
+        size = (config.architecture, config.frames, config.bins)
+        shape = (config.width, config.layers)
+        self.standardise = Standardise(config.bins)
+        self.encoder_z2 = SegmentEncoder(*size, 0, *shape, config.z2_latent)
+        self.encoder_z1 = SegmentEncoder(*size, config.z2_latent, *shape, config.z1_latent)
+        self.decoder = SegmentDecoder(*size, config.z1_latent + config.z2_latent, *shape)
+        self.make_table(config.sequences)
+
+    def make_table(self, sequences: int) -> None:
+        """A new table of s-vectors, at the mode of their prior."""
+        device = self.standardise.mean.device
+        self.config.sequences = sequences
+        self.table = nn.Parameter(torch.zeros(sequences, self.config.z2_latent, device=device))
+
+    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Standard-normal draws for z1 and z2, (batch, latent) each; on the generator's device first, so that a CPU
+        generator gives the same on every device."""
+        mean = self.standardise.mean
+        source = mean.device if generator is None else generator.device
+        latents = (self.config.z1_latent, self.config.z2_latent)
+        z1, z2 = (torch.randn(batch, n, generator=generator, device=source).to(mean) for n in latents)
+        return z1, z2
+
+    def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None):
+        """q(z1), z1, q(z2), z2 of segments (batch, frames, bins). Without noise the latents are the means."""
+        x = self.standardise(x)
+        q_z2 = self.encoder_z2(x)
+        z2 = q_z2.mean if noise is None else q_z2.sample(noise[1])
+        q_z1 = self.encoder_z1(x, z2)
+        z1 = q_z1.mean if noise is None else q_z1.sample(noise[0])
+        return q_z1, z1, q_z2, z2
+
+    def decode(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The mean of p(x | z1, z2) as features (batch, frames, bins)."""
+        return self.standardise.inverse(self.decoder(torch.cat([z1, z2], dim=-1)).mean)
+
+    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> FHVAEOutput:
+        q_z1, z1, q_z2, z2 = self.infer(x, self.draw_noise(len(x)) if noise is None else noise)
+        return FHVAEOutput(self.decoder(torch.cat([z1, z2], dim=-1)), z1, z2, q_z1, q_z2)
+
+    def loss(self, batch: SegmentBatch, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the discriminative segment bound (eq. 3), mean over the batch; and its terms, detached.
+
+        reconstruction: −log p(x | z1, z2); kl_z1; kl_z2, to N(μ2, 0.25 I); prior: −(1/N) log p(μ2);
+        discrimination: −log p(i | z2), only for sequences of the table: without it, the loss is minus the
+        segment bound (eq. 1).
+        """
+        config, output = self.config, self(batch.x, noise)
+        mu2 = batch.s_vector if batch.row is None else self.table[batch.row]
+        terms = {
+            "reconstruction": -gaussian_log_likelihood(self.standardise(batch.x), output.p_x),
+            "kl_z1": gaussian_kl(*output.q_z1, *prior(torch.zeros_like(output.z1), config.z1_variance)),
+            "kl_z2": gaussian_kl(*output.q_z2, *prior(mu2, config.z2_variance)),
+            "prior": -gaussian_log_likelihood(mu2, prior(torch.zeros_like(mu2), config.mu2_variance)) / batch.count,
+        }
+        loss = sum(terms.values()).mean()
+        if batch.row is not None and config.alpha > 0:
+            z2 = output.q_z2.mean if config.discriminate == "mean" else output.z2
+            terms["discrimination"] = F.cross_entropy(self.closeness(z2), batch.row, reduction="none")
+            loss = loss + config.alpha * terms["discrimination"].mean()
+        return loss, {"loss": loss.detach()} | {name: term.detach().mean() for name, term in terms.items()}
+
+    def closeness(self, z2: Tensor) -> Tensor:
+        """log p(z2 | μ2) for every row of the table, (batch, sequences), up to a constant per segment.
+
+        −‖z2 − μ2‖²/(2σ²) without ‖z2‖²: one matrix product, and no tensor (batch, sequences, latent).
+        """
+        z2, table = z2.float(), self.table.float()
+        with torch.autocast(z2.device.type, enabled=False):
+            return (z2 @ table.t() - 0.5 * table.square().sum(-1)) / self.config.z2_variance
+
+    def s_vector(self, z2_means: Tensor, dim: int = -2) -> Tensor:
+        """μ2 of an unseen sequence from the means of q(z2 | x) of its N segments, (…, N, z2_latent) → (…, z2_latent).
+
+        Σ_n E[z2⁽ⁿ⁾] / (N + σ²_{z2}/σ²_{μ2}), the maximum of the bound (appendix B).
+        """
+        return z2_means.sum(dim) / (z2_means.shape[dim] + self.config.z2_variance / self.config.mu2_variance)
+
+    def mu1(self, z1_means: Tensor, dim: int = -2) -> Tensor:
+        """The s-vector that z1 would give, Σ_n E[z1⁽ⁿ⁾] / (N + σ²_{z1}), which should not know the speaker (section 4.2)."""
+        return z1_means.sum(dim) / (z1_means.shape[dim] + self.config.z1_variance)
+
+
+def prior(mean: Tensor, variance: float) -> Gaussian:
+    return Gaussian(mean, torch.full_like(mean, math.log(variance)))

@@ -134,7 +134,8 @@ SMALL = {"input_scale": "root", "width": 128, "feedforward": 512, "layers": 1, "
 
 # FHVAE and β-VAE in `quick`
 SEGMENTS = {"features": "fbank", "frames": 20, "trim": False, "batch": 64, "learning_rate": 1e-3} | {
-    "betas": (0.95, 0.999)
+    "betas": (0.95, 0.999),
+    "own_past": (0.0, 0.0),
 }
 
 RECIPES = {
@@ -244,7 +245,7 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
     if "epochs" in given:
         given["steps"] = 0
     given = settings.models[model] | given
-    settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if k in recipe_fields})
+    settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if k in vars(settings)})
     if kind == "segments" and settings.features == "power":
         raise SettingError(f"features=power: {model} takes {' or '.join(FEATURES)}")
     config = config_type(**{k: v for k, v in given.items() if k in config_fields})

@@ -13,53 +13,19 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from doors import ROOT, call, evaluate_door, log, surroundings, train_door  # noqa: F401
 
-from minidvae import checkpoint, command_line
+from minidvae import checkpoint
 from minidvae.audio import STFT
 from minidvae.corpus import load_corpus, segments
 from minidvae.models import build_model
 from minidvae.models.vae import VAE
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-import evaluate as evaluate_door  # noqa: E402
-import train as train_door  # noqa: E402
-
 TINY = ["width=16", "feedforward=32", "layers=1", "w_embedding=8", "w_hidden=8", "frames=20", "batch=4", "report=4"]
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, tmp_path_factory, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MINIDVAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-def call(door, *arguments) -> int:
-    """The door's exit code, called as `python door.py ARGUMENTS` would."""
-    before, sys.argv = sys.argv, [f"{door.__name__}.py", *map(str, arguments)]
-    try:
-        command_line.run(door.main)
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
 
 
 def train(speech, *arguments, run="run", model="light_dvae") -> int:
     return call(train_door, "--model", model, "--recipe", "quick", "--data", speech, "--run", run, *arguments)
-
-
-def log(run) -> list[dict]:
-    """The reports of a run without their times."""
-    lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("model", ["vae", "light_dvae"])

@@ -10,25 +10,42 @@ from pathlib import Path
 import torch
 
 from minidvae import checkpoint
-from minidvae.command_line import RUNS, Parser, as_json, check_seed, choose_device, newest_run, run, write
+from minidvae.command_line import (
+    RUNS,
+    SOURCES_OF_SPEECH,
+    Parser,
+    as_json,
+    check_seed,
+    choose_device,
+    newest_run,
+    run,
+    write,
+)
 from minidvae.corpus import Corpus, load_corpus
-from minidvae.experiments import Options, Run, resynthesis
+from minidvae.experiments import Options, Run, exchange, resynthesis, transformation, verification
 from minidvae.recipes import SettingError, known
 
-TASKS = {"resynthesis": resynthesis}
+TASKS = {
+    "resynthesis": resynthesis,
+    "exchange": exchange,
+    "transformation": transformation,
+    "verification": verification,
+}
 
 
 def main() -> None:
     parser = Parser(description="Evaluate trained models.")
     runs = "run folders, or folders with a published model (default: the newest run)"
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=runs)
-    tasks = f"one of {', '.join(TASKS)} (default: the first that the model is for)"
+    tasks = f"one of {', '.join(TASKS)} (default: the first of these that the model is for)"
     parser.add_argument("--task", help=tasks)
-    parser.add_argument("--data", help="built-in, a folder of speech, or a manifest (default: the run's own)")
+    parser.add_argument("--data", help=f"{SOURCES_OF_SPEECH} (default: the run's own)")
     parser.add_argument("--split", default="test", help="which split to evaluate on (default: test)")
     past = "past of an autoregressive model: its own output, or the true one (default: generation)"
     parser.add_argument("--mode", choices=("generation", "teacher_forcing"), default="generation", help=past)
     parser.add_argument("--limit", type=int, help="only so many utterances, spread over the split (default: all)")
+    trials = "verification: file of lines `enrol test target|nontarget` (default: all pairs of test utterances)"
+    parser.add_argument("--trials", type=Path, help=trials)
     parser.add_argument("--json", type=Path, help="also write all results to this file")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that z is drawn with (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
@@ -38,13 +55,15 @@ def main() -> None:
         raise SettingError(f"--limit {args.limit}: expected at least 1")
     check_seed(args.seed)
     device = choose_device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # the cores are busy with the metrics
     folders = args.runs or [newest_run()]
     if args.json and not args.json.absolute().parent.is_dir():
         raise SettingError(f"--json {args.json}: there is no folder {args.json.parent}")
     loaded = [(folder, *checkpoint.load_run(folder, device)) for folder in folders]
     task = args.task or next(name for name, module in TASKS.items() if loaded[0][-1]["model"] in module.MODELS)
+    if args.trials and task != "verification":
+        raise SettingError(f"--trials: is for --task verification, not {task}")
+    if device.type == "cpu" and task == "resynthesis":
+        torch.set_num_threads(1)  # the cores are busy with the metrics
     for folder, *_, content in loaded:
         if content["model"] not in TASKS[task].MODELS:
             fitting = [name for name, module in TASKS.items() if content["model"] in module.MODELS]
@@ -58,7 +77,7 @@ def main() -> None:
         target = (folder if "plan" in content else RUNS / folder.resolve().name) / "eval" / task
         names = (folder, content["model"], model.eval(), stft, content, data)
         runs.append(Run(*names, corpora[data], tests[data], target))
-    results = TASKS[task].run(runs, Options(args.split, args.mode, args.limit, args.seed))
+    results = TASKS[task].run(runs, Options(args.split, args.mode, args.limit, args.seed, args.trials))
     if args.json:
         write(args.json, as_json(results))
 

@@ -19,8 +19,19 @@ from tqdm import tqdm
 from minidvae import checkpoint, figures
 from minidvae.batches import SOURCES
 from minidvae.checkpoint import CheckpointError
-from minidvae.command_line import RUNS, Parser, as_json, check_seed, choose_device, newest_run, overrides, run, write
-from minidvae.corpus import load_corpus
+from minidvae.command_line import (
+    RUNS,
+    SOURCES_OF_SPEECH,
+    Parser,
+    as_json,
+    check_seed,
+    choose_device,
+    newest_run,
+    overrides,
+    run,
+    write,
+)
+from minidvae.corpus import absolute, load_corpus
 from minidvae.models import MODELS, build_model
 from minidvae.recipes import RECIPES, Recipe, SettingError, known, resolve
 
@@ -31,7 +42,7 @@ def main() -> None:
     parser = Parser(description="Train a model.", epilog="Settings for --set: see minidvae/recipes.py and the models.")
     parser.add_argument("--model", help=f"one of {', '.join(MODELS)}")
     parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default: the paper's on a GPU, else quick)")
-    parser.add_argument("--data", help="built-in, a folder of speech, or a manifest in TSV (default: built-in)")
+    parser.add_argument("--data", help=f"{SOURCES_OF_SPEECH} (default: built-in)")
     parser.add_argument("--run", type=Path, help="folder for the results (default: a new one in runs/)")
     parser.add_argument("--steps", type=int, help="length of training (default: the recipe's)")
     parser.add_argument("--init", type=Path, help="start from the model in this run folder, ours or published")
@@ -107,8 +118,8 @@ def begin(args, device):
     folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
-    data = args.data if args.data in (None, "built-in") else str(Path(args.data).expanduser().absolute())
-    plan = {"model": args.model, "recipe_name": name, "init": str(args.init or ""), "data": data or "built-in"}
+    data = absolute("built-in" if args.data is None else args.data)
+    plan = {"model": args.model, "recipe_name": name, "init": str(args.init or ""), "data": data}
     return model, recipe, plan | {"seed": args.seed or 0, "precision": args.precision or "fp32"}, folder, None
 
 
@@ -148,7 +159,7 @@ def make(folder: Path, exist_ok: bool) -> Path:
 def train(model, recipe, plan, batches, development, device, folder, state) -> None:
     stft = recipe.stft
     optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser](
-        model.parameters(), betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay
+        batches.groups(model, recipe), betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay
     )
     progress = {"step": 0, "best": float("inf"), "waited": 0, "seconds": 0.0, "sums": {}, "count": 0}
     reports = []
@@ -171,7 +182,7 @@ def train(model, recipe, plan, batches, development, device, folder, state) -> N
         batches.prepare(model, optimiser, recipe, step)
         batch = batches(step)
         for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate_at(step)
+            group["lr"] = recipe.learning_rate_at(step) * group.get("rate", 1.0)
 
         with autocast(device, plan["precision"]):
             loss, terms = model.loss(batch)

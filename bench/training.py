@@ -8,16 +8,15 @@ take turns within each repeat; times are medians. Peak memory is what a step add
 """
 
 import argparse
-import csv
 import ctypes
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from timing import describe, median_seconds, print_row, seconds, write_csv  # noqa: E402
 
 from minidvae.models import MODELS, build_model  # noqa: E402
 
@@ -31,19 +30,6 @@ def step(model: torch.nn.Module, forward, x: torch.Tensor, noise) -> None:
     model.forward = forward
     model.zero_grad(set_to_none=True)
     model.loss(x, noise)[0].backward()
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(call, device: torch.device) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - start
 
 
 def peak_mebibytes(call, device: torch.device) -> float:
@@ -78,11 +64,7 @@ def measure(name: str, batch: int, frames: int, repeats: int, device: torch.devi
         paths["reference"] = model.forward_reference
     calls = {path: lambda forward=forward: step(model, forward, x, noise) for path, forward in paths.items()}
     memory = {path: peak_mebibytes(call, device) for path, call in calls.items()}  # and the warm-up
-    times = {path: [] for path in calls}
-    for _ in range(repeats):
-        for path, call in calls.items():
-            times[path].append(seconds(call, device))
-    medians = {path: statistics.median(values) for path, values in times.items()}
+    medians = median_seconds(calls, device, repeats)
     row = {"model": name, "batch": batch, "frames": frames, "frames/s": f"{batch * frames / medians['shipped']:.0f}"}
     for path in calls:
         row |= {f"{path} ms": f"{1e3 * medians[path]:.1f}", f"{path} MiB": f"{memory[path]:.0f}"}
@@ -101,23 +83,15 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="write the table to this file as well")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    if device.type == "cuda":
-        print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}")
-    else:
-        available = "" if torch.cuda.is_available() else "no GPU here; "
-        print(f"{available}CPU, {torch.get_num_threads()} thread(s), torch {torch.__version__}")
-
-    print("  ".join(f"{column:>{max(8, len(column))}}" for column in COLUMNS))
+    print(describe(device))
+    print_row(COLUMNS, dict(zip(COLUMNS, COLUMNS, strict=True)))
     rows = []
     for batch in arguments.batch or ((32, 128, 512) if device.type == "cuda" else (32,)):
         for name in arguments.models:
             rows.append(measure(name, batch, arguments.frames, arguments.repeats, device))
-            print("  ".join(f"{rows[-1].get(column, '–'):>{max(8, len(column))}}" for column in COLUMNS), flush=True)
+            print_row(COLUMNS, rows[-1])
     if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(arguments.csv, COLUMNS, rows)
 
 
 if __name__ == "__main__":

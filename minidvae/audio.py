@@ -296,3 +296,62 @@ def log_magnitude(waveform: Tensor, centred: bool = True) -> Tensor:
 def log_magnitude_to_power(log_magnitude: Tensor) -> Tensor:
     """ln |STFT| (..., frames, 200) → |STFT|² (..., frames, 201), 0 at 0 Hz: undoes `log_magnitude`."""
     return F.pad((2 * log_magnitude).exp(), (1, 0))
+
+
+def mfcc(waveform: Tensor, coefficients: int = 20, bins: int = 40) -> Tensor:
+    """Mel-frequency cepstral coefficients: waveforms (..., samples) at 16 kHz → (..., frames, coefficients).
+
+    The orthonormal discrete cosine transform (type II) of `fbank`, from the 0th coefficient on.
+    """
+    order = torch.arange(coefficients, dtype=torch.float64)
+    cosines = torch.cos(torch.pi / bins * (torch.arange(bins, dtype=torch.float64)[:, None] + 0.5) * order)
+    cosines *= torch.where(order == 0, 1 / bins, 2 / bins).sqrt()
+    energy = fbank(waveform, bins)
+    return energy @ cosines.to(energy)
+
+
+def deltas(features: Tensor) -> Tensor:
+    """Slopes of features (..., frames, dimensions) over time, the same shape, in units per frame:
+
+        d_t = Σ_k k (c_{t+k} − c_{t−k}) / 2 Σ_k k²,    k = 1, 2,
+
+    the least-squares line through five frames. The first and the last frame are repeated beyond the ends.
+    """
+    frames = features.shape[-2]
+    padded = torch.cat([features[..., :1, :]] * 2 + [features] + [features[..., -1:, :]] * 2, dim=-2)
+    shifted = [padded[..., k : k + frames, :] for k in range(5)]
+    return (2 * (shifted[4] - shifted[0]) + shifted[3] - shifted[1]) / 10
+
+
+def voiced_frames(waveform: Tensor, threshold_db: float = 30.0) -> Tensor:
+    """Energy detector of speech: waveforms (..., samples) → which of the frames of FEATURES hold speech, (..., frames).
+
+    Those whose energy is above the highest of the waveform minus `threshold_db`. None of digital silence. Kinnunen &
+    Li, An overview of text-independent speaker recognition: from features to supervectors, 2010.
+    """
+    energy = FEATURES.windowed(waveform).square().sum(-1)
+    return energy > energy.amax(-1, keepdim=True) * 10 ** (-threshold_db / 10)
+
+
+def pitch(power: Tensor, stft: STFT, lowest: float = 75.0, highest: float = 400.0, voicing: float = 0.4) -> Tensor:
+    """Fundamental frequency of power spectra (..., frames, bins): Hz (..., frames), nan in frames without one.
+
+    The autocorrelation is the inverse transform of the power spectrum (Wiener & Khinchin); over that of the window, as
+    in Boersma, Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a sampled
+    sound, 1993. Its first peak within 10 % of the highest one between the two frequencies (Hz), a parabola through
+    three points, is the period; a frame whose peak is under `voicing` times the value at lag 0 has none. Periods over
+    half a window cannot be seen.
+    """
+    window = _window(stft.window, stft.window_length, power.device, power.dtype)
+    shortest = math.ceil(SAMPLE_RATE / highest)
+    longest = min(int(SAMPLE_RATE / lowest), stft.window_length // 2 - 1)
+    correlation, own = (torch.fft.irfft(p)[..., : longest + 2] for p in (power, _power(torch.fft.rfft(window))))
+    correlation = correlation / own
+    correlation = correlation / correlation[..., :1].clamp_min(torch.finfo(power.dtype).tiny)
+    before, here, after = (correlation[..., shortest + k : longest + k + 1] for k in (-1, 0, 1))
+    peaks = torch.where((here >= before) & (here > after), here, 0)
+    first = (peaks >= 0.9 * peaks.amax(-1, keepdim=True)).byte().argmax(-1, keepdim=True)
+    before, here, after = (c.gather(-1, first) for c in (before, here, after))
+    offset = (before - after) / (2 * (before - 2 * here + after)).clamp_max(-torch.finfo(power.dtype).tiny)
+    hertz = SAMPLE_RATE / (shortest + first + offset)
+    return torch.where(peaks.gather(-1, first) >= voicing, hertz, torch.nan)[..., 0]

@@ -2,6 +2,7 @@
 
     batches = SOURCES[model.batches](training, recipe, seed, device)
     batches.fit(model, fresh)                          statistics of the training set, before the first step of a run
+    batches.groups(model, recipe)                      its parameters as the optimiser takes them
     batches.prepare(model, optimiser, recipe, step)    what the model needs to know before a step
     model.loss(batches(step))                          a function of (seed, step) alone
     batches.development(corpus, model, recipe)         → batch, its number of examples
@@ -40,6 +41,9 @@ class Spectra:
             return
         sample = torch.cat([self.stft.power(self.cuts(step)) for step in range(STATISTICS_BATCHES)])
         model.fit_statistics(sample.to(self.device))
+
+    def groups(self, model, recipe) -> list[dict]:
+        return [{"params": list(model.parameters())}]
 
     def prepare(self, model, optimiser, recipe, step: int) -> None:
         model.own_past = recipe.own_past_at(step)
@@ -106,9 +110,16 @@ class FeatureSegments:
             self.ends = np.cumsum(self.index.counts[self.chosen])
         return self.chosen
 
+    def groups(self, model, recipe) -> list[dict]:
+        """The table, of which a step meets few rows, has a learning rate of its own."""
+        groups = [{"params": [p for name, p in model.named_parameters() if name != "table"]}]
+        if isinstance(model, FHVAE):
+            groups.append({"params": [model.table], "rate": recipe.table_rate})
+        return groups
+
     def prepare(self, model, optimiser, recipe, step: int) -> None:
         """Where the table's rows are drawn anew, they get the closed form of their sequences."""
-        if isinstance(model, FHVAE) and self.drawn and step % recipe.redraw == 0:
+        if isinstance(model, FHVAE) and self.drawn and step > 0 and step % recipe.redraw == 0:
             model.table.data.copy_(self.s_vectors(model, self.index, self.choose(step)))
             optimiser.state.pop(model.table, None)  # the moments were other sequences'
 

@@ -16,6 +16,7 @@ from .files import whole
 from .recipes import SettingError
 
 RUNS = Path("runs")
+SOURCES_OF_SPEECH = "built-in, a folder of speech, or a manifest in TSV; conditions: before it lays noise over it"
 
 
 class Parser(argparse.ArgumentParser):

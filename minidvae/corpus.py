@@ -12,6 +12,9 @@ their times and a model that wants untrimmed signals has them.
 A manifest is a TSV file whose header names the columns path, speaker, split (train, dev or test) and, where
 known, text, phones (a file of `start stop label` lines in samples of the audio file, as TIMIT's .PHN), sex
 (F or M) and condition. Paths are relative to the manifest's folder.
+
+"conditions:" before any of them ("conditions:built-in") lays noise and channels over a corpus that has none: every
+utterance is there once, in one of CONDITIONS. Which one, and what noise and channel, depends on its name alone.
 """
 import hashlib
 import json
@@ -19,6 +22,7 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -66,6 +70,10 @@ TIMIT_DEV = """faks0 fdac1 fjem0 mgwt0 mjar0 mmdb1 mmdm2 mpdf0 fcmh0 fkms0 mbdg0
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".sph", ".wv1")
 LABELS = (".txt", ".phn", ".dot", ".lsn", "speakers.tsv")
 SHORTEST = 0.1  # seconds; shorter files are skipped
+CONDITIONS_OF = "conditions:"  # before the name of a corpus
+# The names of Aurora-4 and those of `apply_condition`. "both": noise and channel.
+CONDITIONS = {"clean": "clean", "noisy": "noise", "channel": "channel", "both": "both"}
+CLEAN = ("", "clean")  # Utterance.condition where nothing is known to lie over the speech
 BUILT_IN = {"seed": 0, "speakers": (32, 8, 8), "utterances": 10}
 FORMAT = 1  # of the packed files: another number packs every corpus anew
 
@@ -93,9 +101,10 @@ class Corpus:
     """Utterances and the memory-mapped samples they point into."""
 
     name: str
-    layout: str  # a key of LAYOUTS, "manifest" or "built-in"
+    layout: str  # a key of LAYOUTS, "manifest" or "built-in"; with conditions laid over it, CONDITIONS_OF before that
     utterances: tuple[Utterance, ...]
     packed: np.memmap  # int16, all utterances end to end
+    clean: np.memmap | None = None  # where conditions were laid over it: the same before, in the same places
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -108,14 +117,25 @@ class Corpus:
             raise CorpusError(f"{self.name}: there is no split {name!r} (there is: {there})")
         return replace(self, utterances=chosen)
 
+    def without_conditions(self) -> "Corpus":
+        """The same utterances before conditions were laid over them; the corpus itself where none were."""
+        if self.clean is None:
+            return self
+        utterances = tuple(replace(u, condition="clean") for u in self.utterances)
+        name, layout = (text.removeprefix(CONDITIONS_OF) for text in (self.name, self.layout))
+        return Corpus(name, layout, utterances, self.clean)
+
     @property
     def speakers(self) -> tuple[str, ...]:
         return tuple(sorted({u.speaker for u in self.utterances}))
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any utterance's name, split, place, length or trim: a resumed run must find the same."""
+        """Changes with any utterance's name, split, place, length, trim or the condition laid over it: a resumed run
+        must find the same."""
         rows = [(u.name, u.split, u.start, u.length, *u.trim) for u in self.utterances]
+        if self.clean is not None:
+            rows = [(*row, u.condition) for row, u in zip(rows, self.utterances, strict=True)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     @property
@@ -214,17 +234,26 @@ def segments(corpus: Corpus, samples: int, batch_size: int, trim: bool = True) -
 
 def load_corpus(source: str | Path = "built-in", cache: str | Path | None = None, progress: bool = True,
                 note: Callable[[str], None] = print) -> Corpus:
-    """The corpus at `source`: "built-in", a folder in one of LAYOUTS, or a manifest (see the module).
+    """The corpus at `source`: "built-in", a folder in one of LAYOUTS, or a manifest; with CONDITIONS_OF before it,
+    that corpus with conditions laid over it (see the module).
 
     The first time it is packed under `cache` (else $MINIDVAE_CACHE, else ~/.cache/minidvae; 115 MB an hour),
     with a progress bar; again when a file's path, size or time of change differs. `note` is given what the
     user should know, a line each: files skipped, files converted to 16 kHz mono, splits drawn.
-    CorpusError: nothing at `source`, nothing that can be used in it, a wrong manifest, no room to pack.
+    CorpusError: nothing at `source`, nothing that can be used in it, a wrong manifest, no room to pack, conditions
+    to be laid over a corpus that has its own.
     """
-    name, root = str(source), Path(os.path.expanduser(source))
+    name, root, clean = str(source), Path(os.path.expanduser(source)), None
     cache = Path(cache or os.environ.get("MINIDVAE_CACHE") or "~/.cache/minidvae").expanduser()
-    if name == "built-in":
-        contents = {"version": synthetic.VERSION, **BUILT_IN}
+    place = str(root.resolve())
+    if name.startswith(CONDITIONS_OF):
+        clean = load_corpus(name.removeprefix(CONDITIONS_OF), cache, progress, note)
+        if own := sorted({u.condition for u in clean.utterances}.difference(CLEAN)):
+            raise CorpusError(f"{name}: this corpus has conditions of its own ({', '.join(own)}); "
+                              f"leave out {CONDITIONS_OF!r}")
+        place, contents = CONDITIONS_OF, [synthetic.VERSION, Path(clean.packed.filename).parent.name]
+    elif name == "built-in":
+        place, contents = name, {"version": synthetic.VERSION, **BUILT_IN}
     elif os.path.isdir(root):
         contents = _scan(root)
     elif os.path.isfile(root):
@@ -233,12 +262,14 @@ def load_corpus(source: str | Path = "built-in", cache: str | Path | None = None
     else:
         raise CorpusError(f"{name}: no such file or folder; looked for a folder of speech, a manifest "
                           f"(TSV: path, speaker, split), or the word built-in")
-    key = json.dumps([FORMAT, name if name == "built-in" else str(root.resolve()), contents])
+    key = json.dumps([FORMAT, place, contents])
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:24]
     opened, damaged = _open(folder, name), folder.exists()
     if opened is None:
         notes = []
-        if name == "built-in":
+        if clean is not None:
+            layout, clips = CONDITIONS_OF + clean.layout, _lay_conditions(clean, progress)
+        elif name == "built-in":
             layout, clips = "built-in", _speak(progress)
         else:
             layout = "manifest"
@@ -256,7 +287,14 @@ def load_corpus(source: str | Path = "built-in", cache: str | Path | None = None
     corpus, notes = opened
     for line in notes:
         note(line)
-    return corpus
+    return replace(corpus, clean=clean.packed) if clean is not None else corpus
+
+
+def absolute(source: str) -> str:
+    """A source for `load_corpus` that means the same from every folder."""
+    if source.startswith(CONDITIONS_OF):
+        return CONDITIONS_OF + absolute(source.removeprefix(CONDITIONS_OF))
+    return source if source == "built-in" else str(Path(source).expanduser().absolute())
 
 
 def _scan(root: Path) -> dict[str, tuple[int, int]]:
@@ -408,15 +446,31 @@ def _stamp(path: str) -> tuple[int, int]:
 # ---- Packing it ------------------------------------------------------------------------------------------
 
 
+def built_in_speakers() -> dict[str, synthetic.Speaker]:
+    """The voices of the built-in corpus by name, in the true values that make them; no sound is made."""
+    return {voice.name: voice for voice in synthetic.make_speakers(BUILT_IN["seed"], *BUILT_IN["speakers"])}
+
+
 def _speak(progress: bool) -> Iterator[tuple[dict, np.ndarray]]:
     """The built-in corpus, as _decode gives it."""
-    speakers = synthetic.make_speakers(BUILT_IN["seed"], *BUILT_IN["speakers"])
-    sexes = {speaker.name: speaker.sex for speaker in speakers}
+    speakers = built_in_speakers()
     total = len(speakers) * BUILT_IN["utterances"]
     utterances = synthetic.generate(**BUILT_IN)
     for u in tqdm(utterances, "packing built-in", total, disable=None if progress else True):
         yield {"name": u.name, "speaker": u.speaker, "split": u.split, "text": u.text, "phones": u.phones,
-               "sex": sexes[u.speaker], "condition": u.condition}, u.waveform.astype(np.float32)
+               "sex": speakers[u.speaker].sex, "condition": u.condition}, u.waveform.astype(np.float32)
+
+
+def _lay_conditions(clean: Corpus, progress: bool) -> Iterator[tuple[dict, np.ndarray]]:
+    """A corpus, each utterance in a condition drawn for it, as _decode gives it."""
+    bar = tqdm(clean.utterances, f"packing {CONDITIONS_OF}{clean.name}", unit=" utterances",
+               disable=None if progress else True)
+    for i, u in enumerate(bar):
+        random = np.random.default_rng(zlib.crc32(u.name.encode()))
+        condition = random.choice(list(CONDITIONS)).item()
+        fields = {key: value for key, value in vars(u).items() if key not in ("start", "length", "condition")}
+        waveform = synthetic.apply_condition(clean.waveform(i, trim=False), CONDITIONS[condition], random)
+        yield fields | {"condition": condition}, waveform
 
 
 def _decode(entries, notes: list[str]) -> Iterator[tuple[dict, np.ndarray]]:
@@ -459,7 +513,8 @@ def _read_phones(path: str) -> list[tuple[int, int, str]]:
 
 
 def _pack(folder: Path, name: str, layout: str, clips: Iterator[tuple[dict, np.ndarray]], notes: list[str]):
-    """Stream clips, (fields of Utterance, float32 waveform) each, to `folder`, which appears only whole."""
+    """Stream clips, (fields of Utterance, float32 waveform) each, to `folder`, which appears only whole. What is not
+    among the fields is found out here: the place, and the trim."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory("", "packing-", folder.parent, ignore_cleanup_errors=True) as beside:
         utterances, samples = [], 0
@@ -469,8 +524,8 @@ def _pack(folder: Path, name: str, layout: str, clips: Iterator[tuple[dict, np.n
             for fields, waveform in clips:
                 waveform = waveform / np.abs(waveform).max()
                 file.write(np.round(waveform * 32767).astype("<i2").tobytes())
-                utterances.append(Utterance(start=samples, length=len(waveform),
-                                            trim=audio.trim_bounds(waveform), **fields))
+                trim = fields.pop("trim", None) or audio.trim_bounds(waveform)
+                utterances.append(Utterance(start=samples, length=len(waveform), trim=trim, **fields))
                 samples += len(waveform)
         if not utterances:
             raise CorpusError("; ".join([f"{name}: holds nothing that can be used as speech", *notes]))

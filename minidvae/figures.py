@@ -78,3 +78,115 @@ def det_curves(detectors: dict[str, DetectionErrors], path: str | Path) -> None:
     axis.grid(color="0.9")
     axis.legend(fontsize="small")
     _save(figure, path)
+
+
+# ---- Segments of features, as in the FHVAE paper: dark is loud, time to the right, frequency upwards -----------------
+
+FRAME_COLOURS = {"A": "tab:green", "B": "tab:red", "C": "tab:blue"}
+
+
+def _tiles(segments: np.ndarray, gap: int) -> np.ndarray:
+    """(rows, columns, frames, bins) → an image (rows · (bins + gap) − gap, columns · (frames + gap) − gap), the gaps
+    nan and the first row on top."""
+    rows, columns, frames, bins = segments.shape
+    image = np.full((rows, bins + gap, columns, frames + gap), np.nan)
+    image[:, :bins, :, :frames] = segments.transpose(0, 3, 1, 2)[:, ::-1]
+    return image.reshape(rows * (bins + gap), columns * (frames + gap))[:-gap, :-gap]
+
+
+def _levels(originals: np.ndarray) -> dict:
+    """What is white and what is black: the same for all images that come from these."""
+    low, high = np.percentile(originals, (5, 99.5))
+    return {"vmin": low, "vmax": high, "cmap": "Greys", "interpolation": "nearest"}
+
+
+def swap_grid(
+    seeds: np.ndarray, originals: np.ndarray, reconstructions: np.ndarray, swapped: np.ndarray, path: str | Path
+) -> None:
+    """FHVAE paper, Figure 4. Segments (frames, bins) each: block A the reconstructions of (rows,) seeds; block B
+    (columns,) originals over their reconstructions; block C (rows, columns), z1 of the row with z2 of the column."""
+    rows, columns, frames, bins = swapped.shape
+    gap = 2
+    ratios = {"width_ratios": (1, columns), "height_ratios": (2, rows)}
+    figure, axes = _figure(2, 2, figsize=(0.7 * (columns + 1.6), 1.0 * (rows + 2.4)), gridspec_kw=ratios)
+    blocks = {"B": np.stack([originals, reconstructions]), "A": seeds[:, None], "C": swapped}
+    levels = _levels(originals)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.01, hspace=0.01)
+    axes[0, 0].set_axis_off()
+    for (name, segments), axis in zip(blocks.items(), (axes[0, 1], axes[1, 0], axes[1, 1]), strict=True):
+        image = _tiles(segments, gap)
+        axis.imshow(image, aspect="auto", **levels)
+        axis.set(xticks=(), yticks=())
+        for spine in axis.spines.values():
+            spine.set(color=FRAME_COLOURS[name], linewidth=3)
+        axis.set_title(name, color=FRAME_COLOURS[name], fontweight="bold", fontsize=14, loc="left", pad=3)
+    _save(figure, path)
+
+
+def traversal(
+    seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], values: np.ndarray, path: str | Path
+) -> None:
+    """FHVAE paper, Figures 11 to 14: a block for each latent, seeds (n, frames, bins) at its left and, at its right,
+    what is decoded (n, values, frames, bins) while that latent takes `values`; `walks` are (title, decoded)."""
+    across = min(4, len(walks))
+    down = -(-len(walks) // across)
+    n, steps, frames, bins = walks[0][1].shape
+    figure, axes = _figure(down, across, figsize=(4.6 * across, 0.62 * n * down + 0.5 * down))
+    figure.get_layout_engine().set(wspace=0.06, hspace=0.03)
+    levels = _levels(seeds)
+    for axis, (title, decoded) in zip(axes.flat, walks, strict=False):
+        space = np.full((n * (bins + 4) - 4, 12), np.nan)
+        image = np.hstack([_tiles(seeds[:, None], 4), space, _tiles(decoded, 4)])
+        axis.imshow(image, aspect="auto", **levels)
+        axis.set(yticks=(), title=title)
+        middles = frames + 12 + (frames + 4) * np.arange(steps) + frames / 2
+        axis.set_xticks([frames / 2, *middles], ["seed", *(f"{value:g}" for value in values)], fontsize=7)
+        axis.tick_params(length=0)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    for axis in axes.flat[len(walks) :]:
+        axis.set_axis_off()
+    _save(figure, path)
+
+
+def transformation(panels: dict[str, tuple[str, np.ndarray]], path: str | Path) -> None:
+    """FHVAE paper, Figures 1 and 5: on the left the two utterances, on the right what is decoded of them. panels:
+    (title, features (frames, bins)) of "source", "reference", "reconstruction", "transformed", "other" (the
+    reconstruction of the reference)."""
+    figure, axes = _figure(3, 2, figsize=(12, 6.5))
+    places = {"source": (0, 0), "reference": (2, 0), "reconstruction": (0, 1), "transformed": (1, 1), "other": (2, 1)}
+    levels = _levels(np.concatenate([panels["source"][1], panels["reference"][1]]))
+    longest = max(len(features) for _, features in panels.values())
+    for name, place in places.items():
+        title, features = panels[name]
+        axes[place].imshow(features.T, origin="lower", aspect="auto", **levels)
+        axes[place].set(title=title, xticks=(), yticks=(), xlim=(0, longest))
+    axes[1, 0].set_axis_off()
+    for name, start in (("source", (0.5, 1.0)), ("reference", (0.5, 0.0))):
+        colour = "tab:green" if name == "source" else "tab:red"
+        what = "$z_1$" if name == "source" else r"$z_2$ moved by $\Delta\mu_2$"
+        axes[1, 0].annotate(
+            what, (1.0, 0.5), start, "axes fraction", color=colour, fontsize=13, ha="center", va="center",
+            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2},
+        )
+    _save(figure, path)
+
+
+def reconstructions(examples: np.ndarray, titles: list[str], path: str | Path) -> None:
+    """FHVAE paper, Figure 6: examples (n, 1 + models, frames, bins), each the original and its reconstructions; under
+    them the lower half of the bins, where harmonics can be told apart, enlarged."""
+    n, columns, frames, bins = examples.shape
+    figure, axes = _figure(2, n, figsize=(1.4 * n * columns, 6))
+    figure.get_layout_engine().set(wspace=0.08)
+    levels = _levels(examples[:, 0])
+    for example, whole_band, low_band in zip(examples, *axes, strict=True):
+        for axis, shown in ((whole_band, example), (low_band, example[:, :, : bins // 2])):
+            axis.imshow(_tiles(shown[None], 2), aspect="auto", **levels)
+            axis.set(xticks=(), yticks=())
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        whole_band.set_xticks(frames / 2 + (frames + 2) * np.arange(columns), titles, fontsize=8)
+        whole_band.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
+    axes[0, 0].set_ylabel("all bins")
+    axes[1, 0].set_ylabel("lower half")
+    _save(figure, path)

@@ -1,4 +1,6 @@
-"""How near a waveform comes to its reference. Knows no model, and no torch: its worker processes start fast.
+"""How near a waveform comes to its reference, and how well scores tell targets from nontargets.
+
+Knows no model, and no torch: its worker processes start fast.
 
 Waveforms are numpy arrays (samples,) at 16 kHz. A measure that is not defined for a pair is nan: silence, or
 too little speech for the measure. ValueError where the two waveforms differ in length.
@@ -14,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -218,6 +221,110 @@ def summary(rows: Iterable[dict[str, float]]) -> dict[str, dict[str, float]]:
             "count": n,
         }
     return table
+
+
+# --------------------------------------------------------------------------------------------------- detection
+
+
+@dataclass(frozen=True)
+class DetectionErrors:
+    """Errors of a detector that accepts scores at or above a threshold, at every threshold that matters.
+
+    misses, false_alarms: whole numbers (thresholds,), from the threshold that accepts everything to the one that
+    rejects everything; targets, nontargets: how many scores of each kind there are.
+    """
+
+    misses: np.ndarray
+    false_alarms: np.ndarray
+    targets: int
+    nontargets: int
+
+    def __post_init__(self):
+        if not self.targets or not self.nontargets:
+            raise ValueError(f"{self.targets} target and {self.nontargets} nontarget scores: expected some of both")
+
+    @property
+    def miss_rates(self) -> np.ndarray:
+        return self.misses / self.targets
+
+    @property
+    def false_alarm_rates(self) -> np.ndarray:
+        return self.false_alarms / self.nontargets
+
+
+def detection_errors(target: np.ndarray, nontarget: np.ndarray) -> DetectionErrors:
+    """From the scores of target trials (n,) and of nontarget trials (m,). Equal scores are accepted together.
+
+    ValueError where there are none of one kind, or a score is not a number.
+    """
+    target, nontarget = np.sort(np.asarray(target, np.float64)), np.sort(np.asarray(nontarget, np.float64))
+    if np.isnan(target).any() or np.isnan(nontarget).any():
+        raise ValueError("a score is not a number")
+    thresholds = np.unique(np.concatenate([target, nontarget]))
+    misses = np.append(np.searchsorted(target, thresholds), len(target))  # scores below each threshold; at last, all
+    rejected = np.append(np.searchsorted(nontarget, thresholds), len(nontarget))
+    return DetectionErrors(misses, len(nontarget) - rejected, len(target), len(nontarget))
+
+
+def detection_errors_of_histogram(target: np.ndarray, nontarget: np.ndarray) -> DetectionErrors:
+    """From the counts (bins,) of target and nontarget scores in the same bins, the lowest scores first.
+
+    What falls into one bin is accepted together. ValueError where there are no scores of one kind.
+    """
+    occupied = (target + nontarget) > 0
+    misses, rejected = (np.append(0, np.cumsum(counts[occupied], dtype=np.int64)) for counts in (target, nontarget))
+    return DetectionErrors(misses, rejected[-1] - rejected, int(misses[-1]), int(rejected[-1]))
+
+
+def _equal_rates(errors: DetectionErrors, low: int, high: int) -> float:
+    """Where the line between two operating points has as large a rate of misses as of false alarms."""
+    misses = errors.miss_rates[[low, high]]
+    before, after = errors.false_alarm_rates[[low, high]] - misses
+    share = before / (before - after) if before != after else 0.0
+    return float(misses[0] + share * (misses[1] - misses[0]))
+
+
+def _lead(errors: DetectionErrors) -> np.ndarray:
+    """How far false alarms lead over misses, (rate of false alarms − rate of misses) · targets · nontargets."""
+    return errors.false_alarms * errors.targets - errors.misses * errors.nontargets
+
+
+def eer_crossing(errors: DetectionErrors) -> float:
+    """Equal error rate, 0 to 1: where the curve through all operating points has equal rates.
+
+    Neighbouring points are joined by straight lines.
+    """
+    low = np.flatnonzero(_lead(errors) >= 0)[-1]  # false alarms fall and misses rise, so the lead only falls
+    return _equal_rates(errors, low, low + 1)
+
+
+def eer(errors: DetectionErrors) -> float:
+    """Equal error rate, 0 to 0.5: where the lower convex hull of the operating points has equal rates.
+
+    Brümmer & de Villiers, The BOSARIS toolkit: theory, algorithms and code for surviving the new DCF, 2013. The hull
+    is the best that choosing between thresholds at random can reach. Only its edge that crosses the diagonal is
+    looked for, in whole numbers: of two hull points on either side of the diagonal, the one on its side is replaced
+    by the point farthest below the line through them, until there is none.
+    """
+    lead, low, high = _lead(errors), 0, len(errors.misses) - 1
+    while True:
+        rise = errors.misses[high] - errors.misses[low]
+        fall = errors.false_alarms[low] - errors.false_alarms[high]
+        height = errors.misses * fall + errors.false_alarms * rise
+        lowest = int(height.argmin())
+        if height[lowest] == height[low]:
+            return _equal_rates(errors, low, high)
+        low, high = (lowest, high) if lead[lowest] >= 0 else (low, lowest)
+
+
+def min_dcf(errors: DetectionErrors, target_prior: float = 0.01) -> float:
+    """The least detection cost over all thresholds, p·P(miss) + (1 − p)·P(false alarm) with p = `target_prior`,
+
+    over min(p, 1 − p), the cost of a detector that accepts or rejects everything, as the speaker recognition
+    evaluations of NIST normalise it; both errors cost 1.
+    """
+    cost = target_prior * errors.miss_rates + (1 - target_prior) * errors.false_alarm_rates
+    return float(cost.min() / min(target_prior, 1 - target_prior))
 
 
 if __name__ == "__main__":

@@ -57,10 +57,11 @@ class Recipe:
     own_past: tuple[float, ...] = (0.0, 0.0)  # autoregressive models: share of own past, from first to last step
     sequences: int = 0  # FHVAE, hierarchical sampling: rows of the table, sequences drawn at once; 0: all, no drawing
     redraw: int = 500  # and for how many steps
+    table_rate: float = 1.0  # FHVAE: learning rate of the table of s-vectors, relative to that of all else
     models: dict[str, dict] = field(default_factory=dict)  # each model's settings, and its own values of the above
 
     def __post_init__(self):
-        positive = ("window", "hop", "frames", "shift", "batch", "learning_rate", "epsilon", "redraw")
+        positive = ("window", "hop", "frames", "shift", "batch", "learning_rate", "epsilon", "redraw", "table_rate")
         not_negative = ("steps", "epochs", "report", "patience", "warmup", "weight_decay", "clip")
         not_negative += ("final_learning_rate", "sequences")
         check_numbers(vars(self), positive, not_negative)
@@ -103,7 +104,7 @@ class Recipe:
 # Fields that only one kind of batch has a use for
 ONLY = {
     "spectra": ("window", "hop", "own_past"),
-    "segments": ("features", "shift", "sequences", "redraw"),
+    "segments": ("features", "shift", "sequences", "redraw", "table_rate"),
 }
 
 RECURRENT = ("dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
@@ -133,8 +134,8 @@ SMALL = {"input_scale": "root", "width": 128, "feedforward": 512, "layers": 1, "
 }
 
 # FHVAE and β-VAE in `quick`
-SEGMENTS = {"features": "fbank", "frames": 20, "trim": False, "batch": 64, "learning_rate": 1e-3} | {
-    "betas": (0.95, 0.999),
+SEGMENTS = {"features": "fbank", "frames": 20, "trim": False, "batch": 64, "betas": (0.95, 0.999)} | {
+    "table_rate": 10.0,
     "own_past": (0.0, 0.0),
 }
 

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from scipy.stats import chi2
 
 from minidvae import audio, synthetic
-from minidvae.corpus import Corpus, CorpusError, Cuts, Utterance, load_corpus, segments
+from minidvae.corpus import CONDITIONS, Corpus, CorpusError, Cuts, Utterance, absolute, load_corpus, segments
 
 RATE = 16000
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".wv1": "NIST"}
@@ -388,12 +390,13 @@ def test_cache_folder(folder, tmp_path, monkeypatch):
         load_corpus(folder, cache=tmp_path / "file", progress=False, note=str)
 
 
-def test_packing_memory(tmp_path, load):
-    """Packing holds the whole corpus in memory."""
+def test_packing_memory(tmp_path, load, monkeypatch):
+    """Packing, or laying conditions over what is packed, holds the whole corpus in memory."""
     for k in range(100):
         write(tmp_path / f"speech/{k}.wav", noise(2.0))
+    monkeypatch.setattr(synthetic, "apply_condition", lambda waveform, *_: waveform)  # babble is eight signals
     tracemalloc.start()
-    corpus = load(tmp_path / "speech")
+    corpus = load(f"conditions:{tmp_path / 'speech'}")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert corpus.packed.nbytes == 100 * 2 * RATE * 2
@@ -414,6 +417,84 @@ def test_built_in(load, monkeypatch, tmp_path):
     assert load.notes == []
     monkeypatch.setattr(synthetic, "generate", forbid)
     assert load("built-in").utterances == corpus.utterances
+
+
+# ---- conditions -------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def quiet(tmp_path):
+    """120 files of 0.7 s with silence at their ends."""
+    for k in range(120):
+        speech = np.concatenate([np.zeros(4000), noise(0.2, seed=k), np.zeros(4000)])
+        write(tmp_path / f"speech/{'train dev test'.split()[k % 3]}/s{k % 6}/u{k}.wav", speech)
+    (tmp_path / "speech/train/s0/u0.phn").write_text("0 4000 h#\n4000 7200 dh\n")
+    (tmp_path / "speech/train/s0/u0.txt").write_text("the")
+    return tmp_path / "speech"
+
+
+def test_conditions(quiet, load):
+    """An utterance is missing or changes in more than its samples, the conditions are not a quarter each or not what
+    their names say, or the clean samples cannot be had or be told from the others."""
+    clean, laid = load(quiet), load(f"conditions:{quiet}")
+    assert tuple(replace(u, condition="") for u in laid.utterances) == clean.utterances
+    assert any(u.phones and u.text and u.trim[0] > 0 for u in laid.utterances)
+    conditions = np.array([u.condition for u in laid.utterances])
+    counts = np.array([(conditions == condition).sum() for condition in CONDITIONS])
+    assert counts.sum() == 120 and ((counts - 30) ** 2 / 30).sum() < chi2.ppf(0.999, 3)
+    residuals = {condition: [] for condition in CONDITIONS}
+    for i, condition in enumerate(conditions):
+        x, y = clean.waveform(i, trim=False), laid.waveform(i, trim=False)
+        assert np.abs(y).max() == 1
+        rest = y - y @ x / (x @ x) * x
+        residuals[condition].append(10 * np.log10((y @ y - rest @ rest) / max(rest @ rest, 1e-9)))
+        silence = np.abs(np.concatenate([y[:2000], y[-2000:]])).max()
+        assert (silence > 0.01) == (condition in ("noisy", "both"))  # a channel is silent
+    assert min(residuals["clean"]) > 100  # the same samples, to rounding
+    assert 4.5 < min(residuals["noisy"]) < max(residuals["noisy"]) < 15.5  # dB; drawn from 5 to 15
+    assert max(residuals["channel"]) < 40
+    assert laid.fingerprint != clean.fingerprint and laid.layout not in ("", clean.layout)
+    before = laid.split("test").without_conditions()
+    np.testing.assert_array_equal(before.waveform(3), clean.split("test").waveform(3))
+    assert before.fingerprint == clean.split("test").fingerprint
+    assert {u.condition for u in before.utterances} == {"clean"}
+    assert (before.name, before.layout) == (clean.name, clean.layout) and clean.without_conditions() is clean
+
+
+def test_conditions_depend_on_the_utterance_alone(quiet, load, monkeypatch):
+    """A condition, its noise or its channel changes with the other files or the order; or it is laid again though it
+    is packed."""
+    laid = load(f"conditions:{quiet}")
+    with monkeypatch.context() as patched:
+        patched.setattr(synthetic, "apply_condition", forbid)
+        assert load(f"conditions:{quiet}").utterances == laid.utterances
+    shutil.rmtree(quiet / "dev")  # the first
+    few = load(f"conditions:{quiet}")
+    index = {u.name: i for i, u in enumerate(laid.utterances)}
+    assert 0 < len(few) < len(laid)
+    for i, u in enumerate(few.utterances):
+        assert laid.utterances[index[u.name]].condition == u.condition
+        np.testing.assert_array_equal(few.waveform(i), laid.waveform(index[u.name]))
+
+
+def test_conditions_of_its_own(tmp_path, load):
+    """Noise is laid over noise, or a corpus that says it is clean is refused."""
+    rows = [(*HEADER, "condition"), ("sounds/a.wav", "anna", "train", "clean"), ("sounds/b.wav", "bob", "dev")]
+    source = manifest(tmp_path, *rows)
+    assert len(load(f"conditions:{source}")) == 2
+    manifest(tmp_path, *rows[:2], (*rows[2], "noisy"))
+    with pytest.raises(CorpusError, match=r"\.tsv: this corpus has conditions of its own \(noisy\);") as raised:
+        load(f"conditions:{source}")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CorpusError, match="nowhere: no such file or folder"):
+        load(f"conditions:{tmp_path / 'nowhere'}")
+
+
+def test_absolute(tmp_path, monkeypatch):
+    """A run that is resumed from another folder does not find its corpus."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/anna")
+    for source, expected in (("built-in", "built-in"), ("speech", f"{tmp_path}/speech"), ("~/x", "/home/anna/x")):
+        assert absolute(source) == expected and absolute(f"conditions:{source}") == f"conditions:{expected}"
 
 
 # ---- cuts and segments ------------------------------------------------------------------------------------

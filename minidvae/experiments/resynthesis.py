@@ -20,6 +20,7 @@ from . import Options, Run
 MODELS = [name for name, (kind, _) in ALL_MODELS.items() if issubclass(kind, DVAE)]
 
 EXAMPLES = 3  # utterances of which sound and spectrogram are kept
+BATCH = 8_000  # frames resynthesised at once: two minutes at a hop of 16 ms
 
 COLUMNS = {  # measure: heading, decimals
     "rmse": ("RMSE", 4),
@@ -70,51 +71,72 @@ def run(runs: list[Run], options: Options) -> list[dict]:
     return list(results.values())
 
 
-def resynthesise(model: DVAE, stft: STFT, waveform: np.ndarray, mode: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One whole utterance through the model: one draw of z per frame (seeded), the phase of the input.
+def resynthesise(
+    model: DVAE, stft: STFT, waveforms: list[np.ndarray], mode: str, seeds: list[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Whole utterances through the model: one draw of z per frame, each utterance's own seed, the phase of the input.
 
-    waveform: (samples,). Returns the resynthesis (samples,) and its log-variance (frames, bins).
+    waveforms: (samples,) each. Yields for each the resynthesis (samples,) and its log-variance (frames, bins).
     """
     device = next(model.parameters()).device
-    spectrum = stft.analyse(torch.from_numpy(waveform).to(device))
-    power = spectrum.abs().square()[None]
-    noise = model.draw_noise(1, power.shape[1], torch.Generator().manual_seed(seed))
-    log_variance = model.resynthesise(power, mode, noise)[0]
-    return audio.resynthesise(log_variance, spectrum, stft, len(waveform)).cpu().numpy(), log_variance.cpu().numpy()
+    spectra = [stft.analyse(torch.from_numpy(waveform).to(device)) for waveform in waveforms]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noises = [model.draw_noise(1, len(s), generator) for s, generator in zip(spectra, generators, strict=True)]
+    log_variances = model.resynthesise_each([spectrum.abs().square() for spectrum in spectra], mode, noises)
+    for waveform, spectrum, log_variance in zip(waveforms, spectra, log_variances, strict=True):
+        estimate = audio.resynthesise(log_variance, spectrum, stft, len(waveform))
+        yield estimate.cpu().numpy(), log_variance.cpu().numpy()
+
+
+def batches(lengths: list[int], frames: int = BATCH) -> list[list[int]]:
+    """Sequences, given by their lengths, in batches of similar ones: of so many frames with the padding, or of one."""
+    groups = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if not groups or (len(groups[-1]) + 1) * lengths[index] > frames:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of an utterance's noise: the same whatever else is evaluated."""
+    return zlib.crc32(f"{seed} {name}".encode())
 
 
 def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, seed: int = 0) -> dict:
     """Resynthesise every utterance of `test`, measure it, and write wav files and figures of the first EXAMPLES.
 
-    Metrics run on all cores while the next utterance is resynthesised. Returns {"summary": …, "utterances": …}.
+    Metrics run on all cores while the next utterances are resynthesised. Returns {"summary": …, "utterances": …}.
     Raises CheckpointError where the model's output is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():  # of an evaluation before
         if file.suffix in (".json", ".png", ".wav"):
             file.unlink()
-    rows = []
+    groups = batches([stft.frames(u.trim[1] - u.trim[0]) for u in test.utterances])
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for index, utterance in enumerate(test.utterances):
-            waveform = test.waveform(index)
-            own_seed = zlib.crc32(f"{seed} {utterance.name}".encode())
-            estimate, log_variance = resynthesise(model, stft, waveform, mode, own_seed)
-            if not np.isfinite(estimate).all():
-                raise CheckpointError(f"{utterance.name}: the model's output is not finite; it cannot be evaluated")
-            if index < EXAMPLES:
-                audio.write(folder / f"{utterance.name}-original.wav", waveform)
-                audio.write(folder / f"{utterance.name}-resynthesis.wav", estimate)
-                original = stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
-                panels = [(f"{utterance.name}: original", original), ("reconstruction", np.exp(log_variance))]
-                figures.spectrograms(panels, stft, folder / f"{utterance.name}.png")
-            seconds = len(waveform) / audio.SAMPLE_RATE
-            rows.append({"name": utterance.name, "speaker": utterance.speaker, "seconds": seconds})
-            yield waveform, estimate
+        for group in groups:
+            names, waveforms = [test.utterances[index].name for index in group], [test.waveform(i) for i in group]
+            estimates = resynthesise(model, stft, waveforms, mode, [seed_of(seed, name) for name in names])
+            for index, name, waveform, (estimate, log_variance) in zip(group, names, waveforms, estimates, strict=True):
+                if not np.isfinite(estimate).all():
+                    raise CheckpointError(f"{name}: the model's output is not finite; it cannot be evaluated")
+                if index < EXAMPLES:
+                    audio.write(folder / f"{name}-original.wav", waveform)
+                    audio.write(folder / f"{name}-resynthesis.wav", estimate)
+                    original = stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
+                    panels = [(f"{name}: original", original), ("reconstruction", np.exp(log_variance))]
+                    figures.spectrograms(panels, stft, folder / f"{name}.png")
+                yield waveform, estimate
 
     with tqdm(total=len(test), desc="resynthesis", unit="utterance", disable=None) as bar:
         measured = metrics.resynthesis_metrics_of(pairs(), progress=bar.update)
-    rows = [row | values for row, values in zip(rows, measured, strict=True)]
+    measures = dict(zip((index for group in groups for index in group), measured, strict=True))
+    rows = []
+    for index, u in enumerate(test.utterances):
+        seconds = (u.trim[1] - u.trim[0]) / audio.SAMPLE_RATE
+        rows.append({"name": u.name, "speaker": u.speaker, "seconds": seconds} | measures[index])
     return {"mode": mode, "summary": metrics.summary(measured), "utterances": rows}
 
 

@@ -32,11 +32,17 @@ def cut(features: Tensor, frames: int, shift: int) -> Tensor:
 
 
 @torch.no_grad()
-def latent_means(run: Run, corpus: Corpus) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of an FHVAE, for every utterance: the means of q(z1) and q(z2) of its segments, (N, z1_latent), (N, z2_latent)."""
+def encode(run: Run, waveform: np.ndarray, shift: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """(samples,) through an FHVAE: its features (frames, bins), and the means of q(z1) and q(z2) of its segments,
+    (N, z1_latent) and (N, z2_latent); they are `shift` frames apart (the recipe's if 0)."""
     recipe, model = recipe_of(run), run.model
-    device = model.standardise.mean.device
+    x = features(waveform, recipe.features, model.standardise.mean.device)
+    _, z1, _, z2 = model.infer(cut(x, recipe.frames, shift or recipe.shift))
+    return x, z1, z2
+
+
+def latent_means(run: Run, corpus: Corpus) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of an FHVAE, for every utterance: the means of q(z1) and q(z2) of its segments."""
+    trim = recipe_of(run).trim
     for index in range(len(corpus)):
-        x = features(corpus.waveform(index, trim=recipe.trim), recipe.features, device)
-        _, z1, _, z2 = model.infer(cut(x, recipe.frames, recipe.shift))
-        yield z1, z2
+        yield encode(run, corpus.waveform(index, trim=trim))[1:]

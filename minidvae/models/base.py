@@ -4,14 +4,15 @@ A model file, this file and `kernels/` are all that a model needs: copy them int
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import gaussian_kl, is_divergence
+from ..kernels import gaussian_kl, is_divergence, lstm_scan
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # of an output that is fed back as the past: e^l stays finite
 LOG_FLOOR = 1e-6  # of the `log` input scale, on power, for waveforms with max|s| = 1
@@ -61,17 +62,20 @@ def affine(layers: nn.Sequential, head: GaussianHead | None = None) -> list[Tens
     return tensors
 
 
-class LSTM(nn.LSTM):
+class LSTM(nn.RNNBase):
     """A stack of LSTM layers, (batch, frames, inputs) → (batch, frames, width), from a state of zeros.
 
     reverse: the frames are read from the last to the first (the output for a frame stays in its place).
     bidirectional: the other direction as well, its output behind that of the first.
 
-    `forward` is PyTorch's own layer, on the CPU the fastest of those tried (see `kernels/lstm_scan.py`).
+    The parameters are those of `nn.LSTM`, which torch.compile refuses, subclasses too. Without it `forward` is
+    PyTorch's own layer, on the CPU the fastest of those tried (see `kernels/lstm_scan.py`), on a GPU cuDNN's.
     """
 
+    SCANNED_ON_GPU: tuple[int, ...] = ()  # widths for which lstm_scan was measured to be faster than cuDNN
+
     def __init__(self, inputs: int, width: int, layers: int = 1, reverse: bool = False, bidirectional: bool = False):
-        super().__init__(inputs, width, layers, batch_first=True, bidirectional=bidirectional)
+        super().__init__("LSTM", inputs, width, layers, batch_first=True, bidirectional=bidirectional)
         self.reverse = reverse
 
     @property
@@ -79,9 +83,33 @@ class LSTM(nn.LSTM):
         return self.hidden_size * (1 + self.bidirectional)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.reverse:
-            return super().forward(x.flip(1))[0].flip(1)
-        return super().forward(x)[0]
+        return self.run(x)[0]
+
+    def run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs, and h after the last step of each layer and direction, (layers · directions, batch, width)."""
+        if torch.compiler.is_compiling() or x.is_cuda and self.hidden_size in self.SCANNED_ON_GPU:
+            return self.scan(x)
+        zeros = x.new_zeros(self.num_layers * (1 + self.bidirectional), len(x), self.hidden_size)
+        weights = [tensor for cell in self.all_weights for tensor in cell]
+        order = x.flip(1) if self.reverse else x
+        outputs, h, _ = torch.lstm(
+            order, (zeros, zeros), weights, True, self.num_layers, 0.0, self.training, self.bidirectional, True
+        )
+        return outputs.flip(1) if self.reverse else outputs, h
+
+    def scan(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`run`, its time loops by `lstm_scan`, one product for all inputs of a layer and direction before each."""
+        weights, last = iter(self.all_weights), []
+        for _ in range(self.num_layers):
+            outputs = []
+            for reverse in (self.reverse, not self.reverse)[: 1 + self.bidirectional]:
+                w_ih, w_hh, b_ih, b_hh = next(weights)
+                zeros = x.new_zeros(len(x), self.hidden_size)
+                h, h_last, _ = lstm_scan(F.linear(x, w_ih, b_ih + b_hh), w_hh, zeros, zeros, reverse)
+                outputs.append(h)
+                last.append(h_last)
+            x = torch.cat(outputs, dim=-1) if self.bidirectional else h
+        return x, torch.stack(last)
 
     def weights(self) -> list[Tensor]:
         """W_ih, W_hh and the sum of the two biases, of each layer"""
@@ -321,21 +349,33 @@ class DVAE(nn.Module):
         return loss, {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
-    def resynthesise(self, x: Tensor, mode: str = "generation", noise=None) -> Tensor:
+    def resynthesise(self, x: Tensor, mode: str = "generation", noise=None, lengths: Tensor | None = None) -> Tensor:
         """Power spectrum (batch, frames, bins) → log-variance of its reconstruction, same shape.
 
         z (and w) come from the posterior given the true x. In mode "generation" the decoder's past is its
-        own output e^{l_{t−1}}, in mode "teacher_forcing" the true x_{t−1}.
+        own output e^{l_{t−1}}, in mode "teacher_forcing" the true x_{t−1}. Models that take padded batches (see
+        `resynthesise_each`) are told the `lengths`.
         """
         if mode not in ("generation", "teacher_forcing"):
             raise ValueError(f'mode={mode!r} is neither "generation" nor "teacher_forcing"')
+        arguments = (x, noise) if lengths is None else (x, noise, lengths)
         training, self.own_past = self.own_past, 0.0
         try:
             if mode == "generation" and self.autoregressive:
-                return self.resynthesise_from_own_past(x, noise)
-            return self(x, noise).log_variance
+                return self.resynthesise_from_own_past(*arguments)
+            return self(*arguments).log_variance
         finally:
             self.own_past = training
+
+    def resynthesise_each(self, spectra: Sequence[Tensor], mode: str, noises: Sequence) -> Iterator[Tensor]:
+        """`resynthesise` for utterances (frames, bins) of different length, with the noise of each."""
+        for x, noise in zip(spectra, noises, strict=True):
+            yield self.resynthesise(x[None], mode, noise)[0]
+
+    def decode(self, z: Tensor, w: Tensor) -> Tensor:
+        """The log-variance of given latents, (batch, frames, latent) and (batch, sequence latent), decoded from the own
+        past. Only of models with a sequence latent."""
+        raise NotImplementedError
 
     def feed_back(self, log_variance: Tensor) -> Tensor:
         """The model's own output on the scale of its input."""

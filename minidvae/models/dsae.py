@@ -77,6 +77,10 @@ class DSAE(DVAE):
         return DVAEOutput(self.likelihood(v, z), z, q_z, p_z, v, q_v)
 
     @torch.no_grad()
+    def decode(self, z: Tensor, w: Tensor) -> Tensor:
+        return self.likelihood(w, z)
+
+    @torch.no_grad()
     def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         noise, v = self.draw_noise(n, frames, generator)
         z, state = [torch.zeros_like(noise[:, 0])], None

@@ -79,10 +79,12 @@ class FHVAE(nn.Module):
         self.make_table(config.sequences)
 
     def make_table(self, sequences: int) -> None:
-        """A new table of s-vectors, at the mode of their prior."""
+        """A new table of s-vectors, drawn from their prior: where they are all alike at first, the discriminative term
+        has nothing to tell sequences apart by, and learning takes far longer."""
         device = self.standardise.mean.device
         self.config.sequences = sequences
-        self.table = nn.Parameter(torch.zeros(sequences, self.config.z2_latent, device=device))
+        draws = torch.randn(sequences, self.config.z2_latent)
+        self.table = nn.Parameter((draws * self.config.mu2_variance**0.5).to(device))
 
     def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Standard-normal draws for z1 and z2, (batch, latent) each; on the generator's device first, so that a CPU
@@ -149,7 +151,7 @@ class FHVAE(nn.Module):
         return z2_means.sum(dim) / (z2_means.shape[dim] + self.config.z2_variance / self.config.mu2_variance)
 
     def mu1(self, z1_means: Tensor, dim: int = -2) -> Tensor:
-        """The s-vector that z1 would give, Σ_n E[z1⁽ⁿ⁾] / (N + σ²_{z1}), which should not know the speaker (section 4.2)."""
+        """The same of z1, Σ_n E[z1⁽ⁿ⁾] / (N + σ²_{z1}): it should not know the speaker (section 4.2)."""
         return z1_means.sum(dim) / (z1_means.shape[dim] + self.config.z1_variance)
 
 

@@ -19,6 +19,7 @@ shares one decoder between the two roles.
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 
-from .base import DVAE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, past, per_frame
+from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, past, per_frame
 
 VARIANTS = ("plain", "inv_s", "inv_s_nr")
 
@@ -68,51 +70,58 @@ class Attention(nn.Module):
     """Scaled dot-product attention from one stream (batch, frames, width) to another.
 
     Fused kernels compute the scores again in backward, and overflow in e^{difference} where large ones are rounded
-    differently the second time. Power spectra that are fed as they are make scores of 10⁹ and more: with them the
-    attention is unfused, which keeps its weights.
+    differently the second time. Power spectra that are fed as they are make scores of 10⁹ and more: where such a
+    stream comes in `raw`, not out of a layer norm, the attention is unfused, which keeps its weights.
     """
 
-    def __init__(self, config: HiTConfig):
+    def __init__(self, config: HiTConfig, raw: bool):
         super().__init__()
         self.heads = config.heads
-        self.fused = config.input_scale != "power"
+        self.fused = not (raw and config.input_scale == "power")
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
         self.output = nn.Linear(config.width, config.width)
 
-    def forward(self, main: Tensor, source: Tensor, causal: bool, cache: KeysValues | None = None) -> Tensor:
+    def forward(
+        self, main: Tensor, source: Tensor, causal: bool, cache: KeysValues | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """mask, of an attention that is not causal: which source frames there are, (batch, 1, 1, frames)."""
         queries = self.query(main).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keys, values = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if cache is not None:  # one new frame, which may see all frames before it
             keys, values, causal = *cache.append(keys, values), False
-        with nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH):
-            attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+        fused = self.fused or not torch.is_grad_enabled()
+        with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+            attended = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Transformer block of Vaswani et al. 2017; with `cross`, a decoder block."""
+    """Transformer block of Vaswani et al. 2017; with `cross`, a decoder block. first: its main stream is an embedding,
+    as the source always is."""
 
-    def __init__(self, config: HiTConfig, cross: bool):
+    def __init__(self, config: HiTConfig, first: bool, cross: bool):
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = Attention(config, raw=first)
         self.attention_norm = nn.LayerNorm(config.width)
         if cross:
-            self.cross_attention = Attention(config)
+            self.cross_attention = Attention(config, raw=True)
             self.cross_norm = nn.LayerNorm(config.width)
         self.feedforward = nn.Sequential(
             nn.Linear(config.width, config.feedforward), nn.ReLU(), nn.Linear(config.feedforward, config.width)
         )
         self.feedforward_norm = nn.LayerNorm(config.width)
 
-    def forward(self, main: Tensor, source: Tensor | None = None, residual: bool = True, caches=(None, None)):
-        """Without a source: an encoder block, every frame sees all. With one: a causal decoder block."""
+    def forward(
+        self, main: Tensor, source: Tensor | None = None, residual: bool = True, caches=(None, None), mask=None
+    ) -> Tensor:
+        """Without a source: an encoder block, every frame sees all in the mask. With one: a causal decoder block."""
         causal = source is not None
 
         def add(main: Tensor, change: Tensor) -> Tensor:
             return main + change if residual else change
 
-        main = self.attention_norm(add(main, self.attention(main, main, causal, caches[0])))
+        main = self.attention_norm(add(main, self.attention(main, main, causal, caches[0], mask)))
         if source is not None:
             main = self.cross_norm(add(main, self.cross_attention(main, source, causal, caches[1])))
         return self.feedforward_norm(add(main, self.feedforward(main)))
@@ -126,7 +135,7 @@ class Decoder(nn.Module):
         self.scale = math.sqrt(config.width)
         self.embed_latents = nn.Linear(config.latent + config.w_latent, config.width)
         self.embed_spectrum = nn.Linear(config.bins, config.width)
-        self.blocks = nn.ModuleList(Block(config, cross=True) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, layer == 0, cross=True) for layer in range(config.layers))
 
     def forward(
         self, z: Tensor, w: Tensor, spectrum: Tensor, positions: Tensor, main="latents", residual=True, caches=None
@@ -155,12 +164,10 @@ class HiTDVAE(DVAE):
         if config.width % 2 or config.width % config.heads:
             raise ValueError(f"width={config.width} is not even, or not divisible by heads={config.heads}")
         self.w_embedding = nn.Linear(config.bins, config.w_embedding)
-        self.w_rnn = nn.LSTM(
-            config.w_embedding, config.w_hidden, config.w_layers, batch_first=True, bidirectional=True
-        )
+        self.w_rnn = LSTM(config.w_embedding, config.w_hidden, config.w_layers, bidirectional=True)
         self.w_posterior = GaussianHead(2 * config.w_hidden, config.w_latent)
         self.encoder_embedding = nn.Linear(config.bins + config.w_latent, config.width)
-        self.encoder = nn.ModuleList(Block(config, cross=False) for _ in range(config.layers))
+        self.encoder = nn.ModuleList(Block(config, layer == 0, cross=False) for layer in range(config.layers))
         self.z_posterior = GaussianHead(config.width, config.latent)
         self.decoders = nn.ModuleList(Decoder(config) for _ in range(self.decoder_count))
         self.z_prior = GaussianHead(config.width, config.latent)
@@ -175,17 +182,25 @@ class HiTDVAE(DVAE):
         angle = time[:, None].to(rate) * rate
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(weight.dtype)
 
-    def infer_w(self, inputs: Tensor) -> Gaussian:
+    def infer_w(self, inputs: Tensor, lengths: Tensor | None = None) -> Gaussian:
         """q(w | x_{1:T}) from the scaled spectrum."""
-        _, (state, _) = self.w_rnn(self.w_embedding(inputs))
-        return self.w_posterior(torch.cat([state[-2], state[-1]], dim=-1))
+        embedded = self.w_embedding(inputs)
+        if lengths is None:
+            _, h = self.w_rnn.run(embedded)
+        else:
+            whole = zip(embedded, lengths.tolist(), strict=True)
+            h = torch.cat([self.w_rnn.run(sequence[None, :length])[1] for sequence, length in whole], dim=1)
+        return self.w_posterior(torch.cat([h[-2], h[-1]], dim=-1))  # of the last layer, forward and backward
 
-    def infer_z(self, inputs: Tensor, w: Tensor, positions: Tensor) -> Gaussian:
+    def infer_z(self, inputs: Tensor, w: Tensor, positions: Tensor, lengths: Tensor | None = None) -> Gaussian:
         """q(z_t | x_{1:T}, w)"""
+        mask = None
+        if lengths is not None:
+            mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).to(inputs.device)[:, None, None]
         h = self.encoder_embedding(torch.cat([inputs, per_frame(w, inputs)], dim=-1))
         h = h * math.sqrt(self.config.width) + positions
         for block in self.encoder:
-            h = block(h)
+            h = block(h, mask=mask)
         return self.z_posterior(h)
 
     def prior(self, z_past: Tensor, w: Tensor, x_past: Tensor, positions: Tensor, caches=None) -> Gaussian:
@@ -198,17 +213,21 @@ class HiTDVAE(DVAE):
         main = "latents" if variant == "plain" else "spectrum"
         return self.output(self.decoders[0](z, w, x_past, positions, main, variant != "inv_s_nr", caches))
 
-    def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None):
+    def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None, lengths: Tensor | None = None):
         """The scaled spectrum, the positions, q(w), w, q(z), z"""
         noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise
         inputs, positions = self.input_scale(x), self.positions(x.shape[1])
-        q_w = self.infer_w(inputs)
+        q_w = self.infer_w(inputs, lengths)
         w = q_w.sample(noise_w)
-        q_z = self.infer_z(inputs, w, positions)
+        q_z = self.infer_z(inputs, w, positions, lengths)
         return inputs, positions, q_w, w, q_z, q_z.sample(noise_z)
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
-        inputs, positions, q_w, w, q_z, z = self.infer(x, noise)
+    def forward(
+        self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
+    ) -> DVAEOutput:
+        """lengths (batch,), on the CPU: how many frames of each sequence are no padding. The output for them is what
+        it is without the others: only the posteriors look ahead."""
+        inputs, positions, q_w, w, q_z, z = self.infer(x, noise, lengths)
         x_past = past(inputs)
         if self.own_past > 0:
             x_past = self.replace_past(x_past, z, w, positions)
@@ -228,9 +247,22 @@ class HiTDVAE(DVAE):
         torch.clear_autocast_cache()  # it now holds weights cast without gradient
         return torch.cat([own.to(x_past), x_past[count:]])
 
-    def resynthesise_from_own_past(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        _, positions, _, w, _, z = self.infer(x, noise)
-        return self.decode(w, positions, lambda t, *_: z[:, t : t + 1])
+    def resynthesise_each(self, spectra: Sequence[Tensor], mode: str, noises: Sequence) -> Iterator[Tensor]:
+        """Padded to the longest, in one batch."""
+        noise = pad_sequence([z[0] for z, _ in noises], batch_first=True), torch.cat([w for _, w in noises])
+        lengths = torch.tensor([len(x) for x in spectra])
+        padded = self.resynthesise(pad_sequence(spectra, batch_first=True), mode, noise, lengths)
+        for log_variance, x in zip(padded, spectra, strict=True):
+            yield log_variance[: len(x)]
+
+    def resynthesise_from_own_past(self, x: Tensor, noise=None, lengths: Tensor | None = None) -> Tensor:
+        _, positions, _, w, _, z = self.infer(x, noise, lengths)
+        return self.decode(z, w, positions)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, w: Tensor, positions: Tensor | None = None) -> Tensor:
+        positions = self.positions(z.shape[1]) if positions is None else positions
+        return self.unroll(w, positions, lambda t, *_: z[:, t : t + 1])
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
@@ -240,9 +272,9 @@ class HiTDVAE(DVAE):
         def draw(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
             return self.prior(z_past, w, x_past, positions[t : t + 1], caches).sample(noise_z[:, t : t + 1])
 
-        return self.decode(w, positions, draw)
+        return self.unroll(w, positions, draw)
 
-    def decode(self, w: Tensor, positions: Tensor, draw_z) -> Tensor:
+    def unroll(self, w: Tensor, positions: Tensor, draw_z: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
         """Frame by frame from the own past, with cached keys and values: one decoder step per frame.
 
         draw_z(t, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent). Returns (batch, frames, bins).

@@ -1,0 +1,30 @@
+"""FHVAE appendix D, Table 4: FC, RNN, GRU and LSTM, and the bound of a segment of the test set under each.
+
+    python bench/architectures.py --recipe quick                      the built-in corpus
+    python bench/architectures.py --recipe fhvae2017 --data TIMIT     as in the paper
+
+16 dimensions for z1 and z2, one hidden layer, α = 0. A training that was interrupted goes on when called again.
+"""
+
+from study import arguments, evaluate_all, train_all
+
+ARCHITECTURES = {"FC": ("fc", 512), "RNN": ("rnn", 256), "GRU": ("gru", 256), "LSTM": ("lstm", 256)}
+PAPER = {"FC": -348.63, "RNN": -261.19, "GRU": -158.42, "LSTM": -143.80}  # on TIMIT
+
+
+def main() -> None:
+    args, common = arguments(__doc__, "runs/architectures")
+    variants = {}
+    for title, (architecture, width) in ARCHITECTURES.items():
+        settings = [f"architecture={architecture}", f"width={width}", "alpha=0", "z1_latent=16", "z2_latent=16"]
+        variants[title] = ["--model", "fhvae", "--set", *settings]
+    runs = train_all(variants, args.runs, common)
+    results = evaluate_all(runs, ["--task", "transformation", *(["--limit", args.limit] if args.limit else [])])
+    print(f"\n{'':8}{'hidden':>8}{'parameters':>12}{'bound per segment':>20}{'paper, on TIMIT':>18}")
+    for title, result in results.items():
+        millions = f"{result['parameters'] / 1e6:.2f} M"
+        print(f"{title:8}{ARCHITECTURES[title][1]:>8}{millions:>12}{result['bound']:>20.2f}{PAPER[title]:>18.2f}")
+
+
+if __name__ == "__main__":
+    main()

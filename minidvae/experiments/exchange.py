@@ -1,0 +1,163 @@
+"""Exchange of the sequence latent: the z of one utterance decoded with the w of another, and the reverse (poster of the
+LigHT-DVAE paper). For DSAE, w is its v.
+
+Two measures of the speaker tell what w holds: the mean log-spectrum and F0. Where w holds none of it the exchanged
+utterance stays where the one is that its z came from, where w holds all of it it goes where the other one is.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from .. import audio, figures, metrics
+from ..audio import STFT
+from ..command_line import as_json, write
+from ..corpus import CorpusError, Utterance
+from ..models.base import DVAE, LOG_VARIANCE_RANGE
+from . import Options, Run
+from .resynthesis import seed_of
+from .transformation import conversion_pairs, table
+
+MODELS = ["hit_dvae", "light_dvae", "dsae"]
+
+PAIRS = 32  # of utterances, of different sexes where these are known
+EXAMPLES = 3  # pairs of which sound and spectrograms are kept
+QUIET = 30.0  # dB under the loudest frame: quieter ones have no part in the mean log-spectrum
+LEAST = 0.1  # ln Hz: pairs that are nearer in F0 cannot show which one it follows
+
+COLUMNS = {  # measure: heading, decimals
+    "spectrum_between": ("spectra, dB", 2),
+    "spectrum_from_z": ("to z's", 2),
+    "spectrum_from_w": ("to w's", 2),
+    "spectrum_follows_w": ("follows w", 3),
+    "f0_between": ("F0, ln Hz", 3),
+    "f0_from_z": ("to z's", 3),
+    "f0_from_w": ("to w's", 3),
+    "f0_follows_w": ("follows w", 3),
+}
+
+
+@dataclass
+class Speech:
+    """A whole utterance and its latents, one draw."""
+
+    utterance: Utterance
+    waveform: np.ndarray  # (samples,)
+    spectrum: Tensor  # complex, (frames, bins)
+    z: Tensor  # (1, frames, latent)
+    w: Tensor  # (1, sequence latent)
+
+
+def run(runs: list[Run], options: Options) -> list[dict]:
+    results, corpora = {}, {run.data for run in runs}
+    for run in runs:
+        print(f"{run.folder}: {run.name}, {run.trained}; {len(run.test)} utterances of {run.data}")
+        result = evaluate(run, options.seed)
+        result |= {"run": str(run.folder), "model": run.name, "data": run.data, "split": options.split}
+        write(run.target / "results.json", as_json(result))
+        print(f"results.json, wav files and figures: {run.target}/")
+        results[str(run.folder) + (f" on {run.data}" if len(corpora) > 1 else "")] = result
+    rows = [[title, *cells(result["summary"])] for title, result in results.items()]
+    print(f"\n{table(['', *(heading for heading, _ in COLUMNS.values())], rows)}")
+    print("\nMean ± standard error over exchanges. Distances between the reconstructions of two utterances, to each")
+    print("from z of the one with w of the other. Follows w: how far from the one, 0, to the other, 1.")
+    return list(results.values())
+
+
+def cells(summary: dict) -> list[str]:
+    texts = []
+    for measure, (_, d) in COLUMNS.items():
+        mean, error = (summary[measure][key] for key in ("mean", "standard_error"))
+        texts.append("–" if np.isnan(mean) else f"{mean:.{d}f} ± {error:.{d}f}".removesuffix(" ± nan"))
+    return texts
+
+
+@torch.no_grad()
+def evaluate(run: Run, seed: int = 0) -> dict:
+    """Exchange w within pairs of utterances, measure what it does, and write wav files and figures of the first pairs.
+
+    Returns {"seed", "summary": {measure: {mean, standard_error, count}}, "exchanges": a row for each}. Raises
+    CorpusError where all utterances are of one speaker.
+    """
+    pairs = conversion_pairs(run.test, PAIRS, seed)
+    if not pairs:
+        raise CorpusError(f"{run.data}: the utterances to test are all of one speaker; exchange needs two")
+    run.target.mkdir(parents=True, exist_ok=True)
+    for file in run.target.iterdir():  # of an evaluation before
+        if file.suffix in (".json", ".png", ".wav"):
+            file.unlink()
+    rows = []
+    for number, pair in enumerate(tqdm(pairs, "exchange", unit="pair", disable=None)):
+        a, b = (analyse(run, index, seed) for index in pair)
+        own_a, own_b, a_with_b, b_with_a = exchange(run.model, a, b)
+        for z, w, own_z, own_w, exchanged in ((a, b, own_a, own_b, a_with_b), (b, a, own_b, own_a, b_with_a)):
+            rows.append({"z": z.utterance.name, "w": w.utterance.name} | compare(own_z, own_w, exchanged, run.stft))
+        if number < EXAMPLES:
+            keep(run, a, b, (own_a, own_b, a_with_b, b_with_a), run.target, seed)
+    measures = [{name: row[name] for name in COLUMNS} for row in rows]
+    return {"seed": seed, "summary": metrics.summary(measures), "exchanges": rows}
+
+
+def analyse(run: Run, index: int, seed: int) -> Speech:
+    utterance, waveform = run.test.utterances[index], run.test.waveform(index)
+    device = next(run.model.parameters()).device
+    spectrum = run.stft.analyse(torch.from_numpy(waveform).to(device))
+    generator = torch.Generator().manual_seed(seed_of(seed, utterance.name))
+    output = run.model(spectrum.abs().square()[None], run.model.draw_noise(1, len(spectrum), generator))
+    return Speech(utterance, waveform, spectrum, output.z, output.w)
+
+
+def exchange(model: DVAE, a: Speech, b: Speech) -> list[Tensor]:
+    """The log-variances (frames, bins) of A and of B, of A's z with B's w, and of B's z with A's w."""
+    z = pad_sequence([a.z[0], b.z[0]], batch_first=True).repeat(2, 1, 1)
+    decoded = model.decode(z, torch.cat([a.w, b.w, b.w, a.w])).clamp(*LOG_VARIANCE_RANGE)
+    return [log_variance[: len(s.spectrum)] for log_variance, s in zip(decoded, (a, b, a, b), strict=True)]
+
+
+def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, stft: STFT) -> dict[str, float]:
+    """Where an exchanged utterance is between the two that its z and its w came from, all log-variances."""
+    row = {}
+    for name, measure, distance, least in (
+        ("spectrum", mean_log_spectrum, lambda a, b: (a - b).square().mean().sqrt(), 0.0),
+        ("f0", lambda log_variance: log_f0(log_variance, stft), lambda a, b: (a - b).abs(), LEAST),
+    ):
+        z, w, here = (measure(log_variance) for log_variance in (own_z, own_w, exchanged))
+        between, from_z, from_w = float(distance(z, w)), float(distance(here, z)), float(distance(here, w))
+        follows = from_z / (from_z + from_w) if between > least else float("nan")
+        row |= {f"{name}_between": between, f"{name}_from_z": from_z, f"{name}_from_w": from_w}
+        row |= {f"{name}_follows_w": follows}
+    return row
+
+
+def mean_log_spectrum(log_variance: Tensor) -> Tensor:
+    """(frames, bins) → dB (bins,), mean over the frames that are not QUIET, the overall level taken out."""
+    level = 10 / np.log(10) * log_variance.logsumexp(-1)
+    spectrum = 10 / np.log(10) * log_variance[level > level.max() - QUIET].mean(0)
+    return spectrum - spectrum.mean()
+
+
+def log_f0(log_variance: Tensor, stft: STFT) -> Tensor:
+    """(frames, bins) → the median of ln F0, F0 in Hz; nan where nothing is voiced."""
+    return audio.pitch(log_variance.exp(), stft).log().nanmedian()
+
+
+def keep(run: Run, a: Speech, b: Speech, decoded: tuple[Tensor, ...], folder: Path, seed: int) -> None:
+    """A--B.png with the four spectrograms, and wav files: the originals, and each exchanged utterance with the phase of
+    the one that its z came from and with one found by Griffin-Lim."""
+    first, second = a.utterance.name, b.utterance.name
+    titles = [first, second, f"z of {first}, w of {second}", f"z of {second}, w of {first}"]
+    panels = [(title, log_variance.exp().cpu().numpy()) for title, log_variance in zip(titles, decoded, strict=True)]
+    figures.spectrograms(panels, run.stft, folder / f"{first}--{second}.png")
+    for z, w, log_variance in ((a, b, decoded[2]), (b, a, decoded[3])):
+        audio.write(folder / f"{z.utterance.name}.wav", z.waveform)
+        name, length = f"z-{z.utterance.name}--w-{w.utterance.name}", len(z.waveform)
+        waveform = audio.resynthesise(log_variance, z.spectrum, run.stft, length)
+        audio.write(folder / f"{name}.wav", waveform.cpu().numpy())
+        generator = torch.Generator().manual_seed(seed_of(seed, z.utterance.name))
+        waveform = audio.griffin_lim(log_variance.exp(), run.stft, length=length, generator=generator)
+        audio.write(folder / f"{name}-griffin-lim.wav", waveform.cpu().numpy())

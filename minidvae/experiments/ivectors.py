@@ -1,0 +1,307 @@
+"""I-vectors (Dehak et al., Front-end factor analysis for speaker verification, 2011), the baseline of verification.
+
+The frames of an utterance come from a Gaussian mixture whose means are those of the universal background model,
+moved within one low-dimensional subspace by a vector w that belongs to the utterance:
+
+    p(x_t | w) = Σ_c ω_c N(x_t; μ_c + T_c w, Σ_c),    w ~ N(0, I);    the i-vector is E[w | x_{1:T}].
+
+    background, trace = train_background(train)                        # ω_c, μ_c, Σ_c
+    statistics = collect_statistics(background, train)                 # of Baum and Welch, all that T and w need
+    loading, trace = train_total_variability(statistics, dimension=100)
+    vectors = extract(loading, collect_statistics(background, test))   # (utterances, 100)
+
+Sums over frames are matrix products in float64, on the device that `train_background` is given.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import audio
+from ..corpus import Corpus, CorpusError
+
+FRAMES_PER_COMPONENT = 400  # at least: each has 1,891 numbers to be estimated
+BACKGROUND_FRAMES = 2_000_000  # at most, drawn at random: about 7 hours of speech
+VARIANCE_FLOOR = 0.01  # of a component in any direction, over that of all frames in this direction
+CHUNKS = {"cpu": 1024, "cuda": 16384}  # frames at a time
+BLOCK = 256  # utterances at a time
+
+
+def features(waveform: Tensor) -> Tensor:
+    """Waveform (samples,) → 20 MFCC, their slopes and the slopes' slopes, (speech frames, 60).
+
+    Frames without speech are left out, after the slopes are taken. The utterance's mean stays in: where all recordings
+    have been made alike it says much of the speaker, and the models that these are compared with see it too.
+    """
+    cepstra = audio.mfcc(waveform)
+    slopes = audio.deltas(cepstra)
+    return torch.cat([cepstra, slopes, audio.deltas(slopes)], dim=-1)[audio.voiced_frames(waveform)]
+
+
+def features_of(corpus: Corpus, title: str, device: torch.device) -> Iterator[Tensor]:
+    """`features` of every utterance, in order."""
+    for index in tqdm(range(len(corpus)), desc=title, unit=" utterances", disable=None):
+        yield features(torch.from_numpy(corpus.waveform(index)).to(device))
+
+
+# ------------------------------------------------------------------------------ the universal background model
+
+
+def _pack(symmetric: Tensor) -> Tensor:
+    """(..., d, d) → its upper triangle (..., d(d + 1)/2)"""
+    rows, columns = torch.triu_indices(*symmetric.shape[-2:], device=symmetric.device)
+    return symmetric[..., rows, columns]
+
+
+def _unpack(packed: Tensor, d: int) -> Tensor:
+    """(..., d(d + 1)/2) → (..., d, d), symmetric"""
+    rows, columns = torch.triu_indices(d, d, device=packed.device)
+    symmetric = packed.new_empty(*packed.shape[:-1], d, d)
+    symmetric[..., rows, columns] = packed
+    symmetric[..., columns, rows] = packed
+    return symmetric
+
+
+def _monomials(frames: Tensor) -> Tensor:
+    """(n, d) → x_i x_j for i ≤ j as _pack orders them, x_i, 1: (d(d + 1)/2 + d + 1, n) in float64"""
+    x = frames.double().T.contiguous()
+    d, n = x.shape
+    monomials = x.new_empty(d * (d + 1) // 2 + d + 1, n)
+    start = 0
+    for i in range(d):
+        torch.mul(x[i], x[i:], out=monomials[start : start + d - i])
+        start += d - i
+    monomials[start:-1] = x
+    monomials[-1] = 1
+    return monomials
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """Weights (components,), means (components, d) and full covariances (components, d, d), float64."""
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    @cached_property
+    def cholesky(self) -> Tensor:
+        """Lower triangular L_c with Σ_c = L_c L_cᵀ, (components, d, d)"""
+        return torch.linalg.cholesky(self.covariances)
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """Of ln ω_c N(x; μ_c, Σ_c) in the monomials of x, (components, monomials), with P = Σ_c⁻¹:
+
+        −½ xᵀPx + xᵀPμ + ln ω_c − ½ μᵀPμ − ½ ln |2πΣ_c|
+        """
+        d = self.means.shape[1]
+        precision = torch.cholesky_inverse(self.cholesky)
+        linear = torch.einsum("cij,cj->ci", precision, self.means)
+        log_volume = self.cholesky.diagonal(dim1=1, dim2=2).log().sum(1) + d / 2 * math.log(2 * math.pi)
+        constant = self.weights.log() - (linear * self.means).sum(1) / 2 - log_volume
+        twice = torch.ones_like(precision[0]).fill_diagonal_(0.5)  # x_i x_j stands for x_j x_i too
+        return torch.cat([_pack(-precision * twice), linear, constant[:, None]], dim=1)
+
+    def responsibilities(self, monomials: Tensor) -> tuple[Tensor, Tensor]:
+        """γ_c = p(c | x), (components, n), and ln p(x), (n,)"""
+        joint = self.coefficients @ monomials
+        evidence = joint.logsumexp(0)
+        return joint.sub_(evidence).exp_(), evidence
+
+
+def _chunks(frames: Tensor) -> tuple[Tensor, ...]:
+    return frames.split(CHUNKS[frames.device.type])
+
+
+def _nearest(frames: Tensor, centres: Tensor) -> Tensor:
+    """The index of each frame's nearest centre, (n,)"""
+    return (frames @ centres.T - centres.square().sum(1) / 2).argmax(1)
+
+
+def _k_means(frames: Tensor, components: int, generator: torch.Generator) -> GaussianMixture:
+    """Ten rounds of k-means on frames (n, d) of zero mean and unit covariance, from frames drawn at random.
+
+    Every component gets the average covariance within the clusters.
+    """
+    n, d = frames.shape
+    centres = frames[torch.randperm(n, generator=generator)[:components].to(frames.device)]
+    for _ in tqdm(range(10), desc="k-means", disable=None):
+        sums = centres.new_zeros(components, d + 1)
+        for chunk in _chunks(frames):
+            sums.index_add_(0, _nearest(chunk, centres), torch.cat([chunk, torch.ones_like(chunk[:, :1])], dim=1))
+        centres = torch.where(sums[:, -1:] > 0, sums[:, :-1] / sums[:, -1:].clamp(min=1), centres)
+    means, counts = centres.double(), sums[:, -1].double()
+    within = torch.eye(d).to(means) - (means.T * (counts / n)) @ means
+    return GaussianMixture((counts + 1) / (n + components), means, _floored(within).expand(components, d, d))
+
+
+def _floored(covariance: Tensor) -> Tensor:
+    """The likeliest covariance (..., d, d) with no eigenvalue below the floor, in units of all frames' covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=VARIANCE_FLOOR)[..., None, :]) @ vectors.mT
+
+
+def fit_mixture(
+    frames: Tensor, components: int, iterations: int = 10, tolerance: float = 1e-3, seed: int = 0
+) -> tuple[GaussianMixture, list[float]]:
+    """A mixture of full-covariance Gaussians for frames (n, d), by expectation-maximisation.
+
+    Starts from k-means, and ends after `iterations`, or when one has gained less than `tolerance` per frame. Returns
+    the mixture, and the mean of ln p(x) before each iteration and at the end, which never falls: the floor of the
+    variances is part of what is maximised.
+    """
+    frames = frames.double()
+    mean = frames.mean(0)
+    lower = torch.linalg.cholesky((frames - mean).T @ (frames - mean) / len(frames))
+    frames = torch.linalg.solve_triangular(lower, (frames - mean).T, upper=False).T.float()
+    log_volume = float(lower.diagonal().log().sum())
+    mixture = _k_means(frames, components, torch.Generator().manual_seed(seed))
+    d, trace = frames.shape[1], []
+    for iteration in tqdm(range(iterations + 1), desc=f"{components} Gaussians", unit=" iterations", disable=None):
+        moments, total = 0, 0
+        for chunk in _chunks(frames):
+            monomials = _monomials(chunk)
+            responsibilities, evidence = mixture.responsibilities(monomials)
+            moments = moments + responsibilities @ monomials.T
+            total = total + evidence.sum()
+        trace.append(float(total) / len(frames) - log_volume)
+        if iteration == iterations or (iteration and trace[-1] - trace[-2] < tolerance):
+            break
+        counts, alive = moments[:, -1], moments[:, -1] > 1e-6
+        second, means = (moments / counts[:, None]).tensor_split([-d - 1], dim=1)
+        means = torch.where(alive[:, None], means[:, :-1], mixture.means)
+        covariances = _unpack(second, d) - means[:, :, None] * means[:, None]
+        covariances = torch.where(alive[:, None, None], covariances, mixture.covariances)
+        mixture = GaussianMixture(counts / len(frames), means, _floored(covariances))
+    means, covariances = mean + mixture.means @ lower.T, lower @ mixture.covariances @ lower.T
+    return GaussianMixture(mixture.weights, means, covariances), trace
+
+
+def train_background(
+    train: Corpus, components: int = 2048, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[GaussianMixture, list[float]]:
+    """The universal background model of a corpus, and its trace as `fit_mixture` gives it.
+
+    `components` is halved until there are FRAMES_PER_COMPONENT frames for each. CorpusError where not even one
+    component has so many.
+    """
+    frames = torch.cat(list(features_of(train, "background", torch.device(device))))
+    if len(frames) < FRAMES_PER_COMPONENT:
+        raise CorpusError(f"{train.name}: holds {len(frames) / 100:.0f} s of speech in its training split; i-vectors "
+                          f"need at least {FRAMES_PER_COMPONENT / 100:.0f} s")
+    if len(frames) > BACKGROUND_FRAMES:
+        chosen = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed))[:BACKGROUND_FRAMES]
+        frames = frames[chosen.to(frames.device)]
+    while components * FRAMES_PER_COMPONENT > len(frames):
+        components //= 2
+    return fit_mixture(frames, components, seed=seed)
+
+
+# ------------------------------------------------------------------------------------------ total variability
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of Baum and Welch, for each utterance, on the CPU: with γ_tc = p(c | x_t) and Σ_c = L_c L_cᵀ,
+
+    counts (utterances, components) = Σ_t γ_tc,    sums (utterances, components, d) = Σ_t γ_tc L_c⁻¹ (x_t − μ_c).
+    """
+
+    counts: Tensor
+    sums: Tensor
+
+    def blocks(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        for counts, sums in zip(self.counts.split(BLOCK), self.sums.split(BLOCK), strict=True):
+            yield counts.to(device, torch.float64), sums.to(device, torch.float64)
+
+
+def utterance_statistics(mixture: GaussianMixture, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames (n, d) of one utterance → counts (components,) and sums (components, d) as in Statistics."""
+    counts, sums = 0, 0
+    for chunk in _chunks(frames):
+        responsibilities, _ = mixture.responsibilities(_monomials(chunk))
+        counts = counts + responsibilities.sum(1)
+        sums = sums + responsibilities @ chunk.double()
+    deviations = sums - counts[:, None] * mixture.means
+    return counts, torch.linalg.solve_triangular(mixture.cholesky, deviations[..., None], upper=False)[..., 0]
+
+
+def collect_statistics(mixture: GaussianMixture, corpus: Corpus) -> Statistics:
+    """The statistics of every utterance: 4·components·(d + 1) bytes each. An utterance without speech has zeros."""
+    (components, d), device = mixture.means.shape, mixture.means.device
+    counts, sums = torch.empty(len(corpus), components), torch.empty(len(corpus), components, d)
+    for index, frames in enumerate(features_of(corpus, "statistics", device)):
+        counts[index], sums[index] = utterance_statistics(mixture, frames)
+    return Statistics(counts, sums)
+
+
+def posterior(loading: Tensor, counts: Tensor, sums: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p(w | statistics) of a block of utterances.
+
+    loading: L_c⁻¹ T_c, (components, d, dimension); gram: `_gram(loading)`; counts and sums as in Statistics. Returns
+    means (utterances, dimension), covariances (utterances, dimension, dimension), and for each utterance ln p of its
+    sums under T minus that under T = 0:
+
+        Cov = (I + Σ_c n_c T_cᵀΣ_c⁻¹T_c)⁻¹,    mean = Cov·b,    b = Σ_c T_cᵀΣ_c⁻¹f_c,    ½ bᵀ Cov b + ½ ln |Cov|.
+
+    Dehak et al. 2011, eq. 4; Kenny, Boulianne & Dumouchel, Eigenvoice modeling with sparse training data, 2005.
+    """
+    dimension = loading.shape[2]
+    lower = torch.linalg.cholesky(_unpack(counts @ gram, dimension) + torch.eye(dimension).to(gram))
+    linear = sums.flatten(1) @ loading.flatten(0, 1)
+    mean = torch.cholesky_solve(linear[..., None], lower)[..., 0]
+    gain = (linear * mean).sum(1) / 2 - lower.diagonal(dim1=1, dim2=2).log().sum(1)
+    return mean, torch.cholesky_inverse(lower), gain
+
+
+def _gram(loading: Tensor) -> Tensor:
+    """T_cᵀΣ_c⁻¹T_c of every component, (components, dimension·(dimension + 1)/2)"""
+    return _pack(loading.mT @ loading)
+
+
+def train_total_variability(
+    statistics: Statistics, dimension: int, iterations: int = 10, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[Tensor, list[float]]:
+    """The total variability matrix by expectation-maximisation, from a random start.
+
+    Each iteration ends with a change of coordinates that makes the average second moment of w the identity (minimum
+    divergence; Kenny, Bayesian speaker verification with heavy-tailed priors, 2010). Returns the loading L_c⁻¹ T_c
+    (components, d, dimension), and the mean over utterances of ln p(sums) minus that under T = 0, before each
+    iteration and at the end, which never falls.
+    """
+    device = torch.device(device)
+    (utterances, components), d = statistics.counts.shape, statistics.sums.shape[2]
+    start = torch.randn(components, d, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    loading, trace = 0.1 * start.to(device), []
+    present = (statistics.counts.sum(0) > 1e-3).to(device)
+    for iteration in tqdm(range(iterations + 1), desc=f"i-vectors {dimension}", unit=" iterations", disable=None):
+        gram, second, first, total = _gram(loading), 0, 0, 0
+        average = loading.new_zeros(gram.shape[1])
+        for counts, sums in statistics.blocks(device):
+            mean, covariance, gain = posterior(loading, counts, sums, gram)
+            moments = _pack(covariance + mean[:, :, None] * mean[:, None])
+            second = second + counts.T @ moments
+            first = first + mean.T @ sums.flatten(1)
+            average += moments.sum(0)
+            total += float(gain.sum())
+        trace.append(total / utterances)
+        if iteration == iterations:
+            return loading, trace
+        first = first.unflatten(1, (components, d)).permute(1, 0, 2)
+        fresh = torch.linalg.solve(_unpack(second[present], dimension), first[present]).mT
+        loading = loading.clone()
+        loading[present] = fresh
+        loading = loading @ torch.linalg.cholesky(_unpack(average / utterances, dimension))
+
+
+def extract(loading: Tensor, statistics: Statistics) -> Tensor:
+    """The i-vectors (utterances, dimension), on the CPU."""
+    gram = _gram(loading)
+    blocks = [posterior(loading, counts, sums, gram)[0].cpu() for counts, sums in statistics.blocks(loading.device)]
+    return torch.cat(blocks)

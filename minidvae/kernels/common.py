@@ -1,0 +1,74 @@
+"""What the kernels share: Triton or its absence, the tensors a kernel takes, activations, gradients of gradients.
+
+Every fused path runs in Triton's interpreter too, on CPU tensors, when TRITON_INTERPRET=1 is set before the import.
+The public functions never take it there: on the CPU they take the fastest form in plain PyTorch.
+"""
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # not on this platform: the definitions below are read, and never launched
+    from types import SimpleNamespace
+
+    HAS_TRITON, INTERPRETED = False, False
+    triton = SimpleNamespace(jit=lambda function=None, **options: function or (lambda function: function))
+    tl = SimpleNamespace(constexpr=lambda value: value)
+else:
+    HAS_TRITON, INTERPRETED = True, triton.knobs.runtime.interpret
+
+# The interpreter keeps bfloat16 as raw 16-bit integers, with which `tl.dot` and arithmetic are silently wrong.
+UPCAST = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, c, PRECISION: tl.constexpr):
+    """a·b + c in float32; PRECISION, of float32 operands: "tf32", "tf32x3" or "ieee"."""
+    if UPCAST:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=PRECISION)
+
+
+@triton.jit
+def tanh(x):
+    """2σ(2x) − 1, within 1e-7: exact at both ends, without overflow."""
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@torch.compiler.assume_constant_result
+def capable(device: torch.device) -> bool:
+    """Whether a GPU is one that the kernels are compiled for: NVIDIA's, from sm_80 (bfloat16, 163 KiB shared)."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def launchable(*tensors: Tensor | None) -> bool:
+    """Whether a kernel takes these tensors (None: an argument that is not there): float32 or bfloat16, strided,
+    not empty, all on one capable GPU. In the interpreter: all on the CPU."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    device = given[0].device
+    return (
+        HAS_TRITON
+        and all(
+            tensor.device == device
+            and tensor.dtype in (torch.float32, torch.bfloat16)
+            and tensor.layout == torch.strided
+            and tensor.numel() > 0
+            for tensor in given
+        )
+        and (INTERPRETED and device.type == "cpu" or device.type == "cuda" and capable(device))
+    )
+
+
+def needs_gradient(*tensors: Tensor | None) -> list[bool]:
+    """For each tensor, whether a gradient will be asked for."""
+    return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
+
+
+def differentiable_gradient(reference, inputs, d_outputs) -> tuple[Tensor | None, ...]:
+    """The gradients of a function by autograd through its definition, so that they have gradients themselves."""
+    aliases = [None if x is None else x.view_as(x) for x in inputs]  # one input may have been computed from another
+    wanted = [x for x in aliases if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(reference(*aliases), wanted, d_outputs, create_graph=True, allow_unused=True))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in aliases)

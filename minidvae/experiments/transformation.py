@@ -64,6 +64,7 @@ def evaluate(run: Run, runs: list[Run], seed: int) -> dict:
         "features": recipe_of(run).features,
         "architecture": config.architecture,
         "alpha": config.alpha,
+        "parameters": sum(p.numel() for name, p in run.model.named_parameters() if name != "table"),
         "bound": segment_bound(run, seed),
         "probes": probes.probes(run, train, test, training, seed),
         "movement": movement(run, probes.Instruments.fit(run, train), test, seed),

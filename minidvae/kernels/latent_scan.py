@@ -153,9 +153,7 @@ def loop_forward(activation, inputs, noise, gates, state, posterior, transition,
     return [*outputs, *u, *inner, *loop]
 
 
-def loop_backward(
-    activation, noise, has_gates, state, posterior, transition, lstm, written, d_outputs
-) -> list[Tensor]:  # fmt: skip
+def loop_backward(activation, noise, has_gates, state, posterior, transition, lstm, written, d_outputs) -> list[Tensor]:
     """The gradients of inputs, of gates where they are given, and of all tensors; written: by `loop_forward`."""
     u, inner, loop = unflatten(written[4:], (1 + len(posterior) // 2, len(transition) // 2, 4 if lstm else 1))
     a, s = loop_sequences(inner, loop, lstm)

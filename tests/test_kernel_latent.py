@@ -149,7 +149,6 @@ def test_a_nan_is_not_swallowed(precision):
     arguments = case(ODD["srnn"], 2, 3, "relu")
     with torch.no_grad():
         arguments["inputs"][1, 1] = torch.nan
-    with torch.no_grad():
         mean = scan.latent_scan_fused(**arguments)[0]
     assert mean[0].isfinite().all() and mean[1, 0].isfinite().all() and mean[1, 1:].isnan().all()
 
@@ -230,9 +229,6 @@ def test_gradients_of_gradients_are_the_definitions(name, precision):
 # ------------------------------------------------------------------------------------------------------- the code
 
 
-
-
-
 def builds(name: str, precision: str, capability: int) -> list[Build]:
     """Forward and backward at the papers' sizes."""
     state, *layers = given(case(PAPERS[name], 1, 1))[3:]
@@ -265,8 +261,8 @@ def builds(name: str, precision: str, capability: int) -> list[Build]:
 
 def test_no_spills_and_shared_memory_within_the_chip():
     """At the papers' sizes, on an A100 and an H100; and what `fusible` counts on is not exceeded."""
-    named = [(name, "tf32", 90) for name in PAPERS] + [(name, "ieee", 90) for name in ("srnn", "dkf", "rvae", "vrnn")]
-    named += [("dkf", "ieee", 80), ("rvae", "ieee", 80), ("dkf", "tf32", 80), ("vrnn", "tf32", 80)]
+    named = [(name, "tf32", 90) for name in PAPERS] + [("vrnn", "ieee", 90), ("dkf", "ieee", 80), ("rvae", "ieee", 80)]
+    named += [("dkf", "tf32", 80), ("vrnn", "tf32", 80)]
     jobs = [(*key, build) for key in named for build in builds(*key)]
     wrong = []
     compiled = cross_compile([build for *_, build in jobs])
@@ -307,6 +303,10 @@ def test_operators_keep_their_promises(name, fused, precision):
     arguments = op_arguments(fused, case(ODD[name], batch, 2))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(scan.latent_scan_op, arguments, test_utils=tests)
+    fused, activation, counts, _, noise, gates, tensors = arguments
+    written = [tensor.detach() for tensor in scan.latent_scan_op(*arguments)]
+    arguments = fused, activation, counts, noise, gates is not None, [t.detach() for t in tensors], written, written[:4]
+    torch.library.opcheck(scan.latent_scan_backward_op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(

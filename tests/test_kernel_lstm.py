@@ -284,10 +284,11 @@ NAMED = [  # hidden, mode, chip: the widths of the recipes, and the widest
 @pytest.fixture(scope="module")
 def compiled() -> dict:
     """(hidden, mode, chip, "forward" or "backward") → its kernel's name and code"""
-    builds = {}
+    builds, before = {}, torch.backends.cuda.matmul.fp32_precision
     for hidden, mode, chip in NAMED:
         for direction in ("forward", "backward"):
             builds[hidden, mode, chip, direction] = build(hidden, mode, chip, direction)
+    torch.backends.cuda.matmul.fp32_precision = before
     codes = triton_checks.cross_compile(list(builds.values()))
     return {key: (builds[key].kernel.split(":")[1], code) for key, code in zip(builds, codes, strict=True)}
 
@@ -369,3 +370,17 @@ def reads_of(ttgir: str, arguments) -> tuple[list[int], list[int], list[tuple[in
         if opened and depth <= opened[-1][1]:
             loops.append((opened.pop()[0], number))
     return reads, barriers, loops
+
+
+def test_shapes_that_broadcast_go_to_the_definition():
+    """One row of h0 for all sequences: the loops write a row for each, into memory that is not theirs."""
+    gates_x, w_hh, h0, c0 = case(3, 4, 8)
+    found = lstm_scan(gates_x, w_hh, h0[:1], c0)
+    expected = lstm_scan_reference(gates_x, w_hh, h0[:1], c0)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_device_without_autocast():
+    shapes = [tensor.shape for tensor in lstm_scan(*(tensor.to("meta") for tensor in case(3, 4, 8)))]
+    assert shapes == [(3, 4, 8), (3, 8), (3, 8)]

@@ -4,6 +4,8 @@ Every fused path runs in Triton's interpreter too, on CPU tensors, when TRITON_I
 The public functions never take it there: on the CPU they take the fastest form in plain PyTorch.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,10 @@ def tanh(x):
 @torch.compiler.assume_constant_result
 def capable(device: torch.device) -> bool:
     """Whether a GPU is one that the kernels are compiled for: NVIDIA's, from sm_80 (bfloat16, 163 KiB shared)."""
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.version.cuda is None:
+        return False
+    chip = torch.cuda.get_device_properties(device)
+    return chip.major >= 8 and chip.shared_memory_per_block_optin >= 163 * 1024
 
 
 def launchable(*tensors: Tensor | None) -> bool:
@@ -61,6 +66,19 @@ def launchable(*tensors: Tensor | None) -> bool:
     )
 
 
+def exact_products() -> bool:
+    """Whether the user wants products of float32 matrices exact, not in TF32."""
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision in ("none", "ieee") if hasattr(matmul, "fp32_precision") else not matmul.allow_tf32
+
+
+def without_autocast(device: torch.device):
+    """A region in which tensors keep their dtype. Some devices, meta for one, know no autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def needs_gradient(*tensors: Tensor | None) -> list[bool]:
     """For each tensor, whether a gradient will be asked for."""
     return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
@@ -70,5 +88,6 @@ def differentiable_gradient(reference, inputs, d_outputs) -> tuple[Tensor | None
     """The gradients of a function by autograd through its definition, so that they have gradients themselves."""
     aliases = [None if x is None else x.view_as(x) for x in inputs]  # one input may have been computed from another
     wanted = [x for x in aliases if x is not None and x.requires_grad]
-    found = iter(torch.autograd.grad(reference(*aliases), wanted, d_outputs, create_graph=True, allow_unused=True))
+    with without_autocast(wanted[0].device):
+        found = iter(torch.autograd.grad(reference(*aliases), wanted, d_outputs, create_graph=True, allow_unused=True))
     return tuple(next(found) if x is not None and x.requires_grad else None for x in aliases)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import latent_scan_triton
-from .common import differentiable_gradient
+from .common import differentiable_gradient, without_autocast
 from .lstm_scan import gate_views, lstm_cell, lstm_cell_backward, lstm_cell_forward
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -224,14 +224,14 @@ def weight_gradient(d_output: Tensor, layer_input: Tensor) -> Tensor:
 def forward_pass(fused, activation, counts, inputs, noise, gates, tensors) -> list[Tensor]:
     """μ, λ, z, s, and what backward needs"""
     forward = latent_scan_triton.forward if fused else loop_forward
-    with torch.autocast(noise.device.type, enabled=False):
+    with without_autocast(noise.device):
         return forward(activation, inputs, noise, gates, *unflatten(tensors, counts))
 
 
 def backward_pass(fused, activation, counts, noise, has_gates, tensors, written, d_outputs) -> list[Tensor]:
     """The gradients of inputs, of gates if they are given, and of tensors"""
     backward = latent_scan_triton.backward if fused else loop_backward
-    with torch.autocast(noise.device.type, enabled=False):  # autograd may run inside of a region
+    with without_autocast(noise.device):  # autograd may run inside of a region
         return backward(activation, noise, has_gates, *unflatten(tensors, counts), written, d_outputs)
 
 
@@ -368,8 +368,11 @@ def latent_scan(
     dtype, parts = noise.dtype, (state, posterior, transition, lstm)
     inputs, gates = inputs.to(dtype), None if gates is None else gates.to(dtype)
     parts = [[tensor if tensor is None else tensor.to(dtype) for tensor in part] for part in parts]
-    with torch.autocast(inputs.device.type, enabled=False):
-        if dtype not in (torch.float32, torch.float64) or len(lstm) > 3 or noise.requires_grad:
+    with without_autocast(inputs.device):
+        rows = noise.shape[:2]
+        fits = inputs.shape[:2] == rows and (gates is None or gates.shape[:2] == rows)
+        fits = fits and all(len(s) == len(noise) for s in state)
+        if not fits or dtype not in (torch.float32, torch.float64) or len(lstm) > 3 or noise.requires_grad:
             return latent_scan_reference(inputs, noise, *parts, gates, activation)
         counts, tensors = flat(*parts)
         fused = inputs.is_cuda and latent_scan_triton.fusible(inputs, noise, gates, *unflatten(tensors, counts))

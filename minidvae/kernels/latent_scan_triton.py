@@ -24,7 +24,7 @@ reads 384 KB of weights per step and program. Weight gradients are a product eac
 import torch
 from torch import Tensor
 
-from .common import dot, launchable, tanh, tl, triton
+from .common import dot, exact_products, launchable, tanh, tl, triton
 from .lstm_scan import cell_backward, cell_forward
 
 TILES, STAGES = (16, 32), 3  # depth of a tile of W_ih and W_hh, forward (four gates wide) and backward; in flight
@@ -35,7 +35,7 @@ SHARED = 160 * 1024  # bytes, of the 163 KiB that a program has on sm_80
 def geometry(held: int, lstm: bool, precision: str) -> dict[str, int]:
     """Sequences per program, warps, and frames in flight in backward (without an LSTM); held: how many weights.
 
-    Tensor cores (tf32) take 16 rows at the least: 188 registers per thread for VRNN, of 255. Exact products run on
+    Tensor cores (tf32) take 16 rows at the least: 190 registers per thread for VRNN, of 255. Exact products run on
     the ordinary units: 4 rows leave room in the registers, where 16 spill, and make four times as many programs. With
     them the frames of DKF are read at their turn: more in flight spill.
     """
@@ -461,12 +461,12 @@ def backward_kernel(
 
 
 def launch(kernel, tensors, like: Tensor, sizes: dict, activation: str, batch: int, frames: int) -> None:
-    precision = "ieee" if torch.backends.cuda.matmul.fp32_precision in ("none", "ieee") else "tf32"
+    precision = "ieee" if exact_products() else "tf32"
     tile = geometry(held_weights(sizes), sizes["LSTM"] is not None, precision)
     constants = {name: value for name, value in sizes.items() if name in kernel.arg_names}
     with torch.cuda.device_of(like):
         kernel[triton.cdiv(batch, tile["ROWS"]),](
-            *tensors, batch, frames, RELU=activation == "relu", PRECISION=precision,
+            *tensors, batch, frames, RELU={"tanh": False, "relu": True}[activation], PRECISION=precision,
             TILE=TILES[kernel is backward_kernel], STAGES=STAGES,
             **constants, **tile,
         )  # fmt: skip

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common import differentiable_gradient, dot, launchable, tanh, tl, triton
+from .common import differentiable_gradient, dot, exact_products, launchable, tanh, tl, triton, without_autocast
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -453,8 +453,7 @@ def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of W_hh and of what it is multiplied with, for sequences of this dtype"""
     if dtype != torch.float32:
         return dtype
-    exact = torch.backends.cuda.matmul.fp32_precision in ("none", "ieee")
-    return torch.float32 if exact else torch.float16
+    return torch.float32 if exact_products() else torch.float16
 
 
 def loop_order(sequence: Tensor, reverse: bool) -> tuple[Tensor, int, int]:
@@ -554,12 +553,12 @@ def fusible(*tensors: Tensor) -> bool:
 
 
 def forward_pass(fused: bool, gates_x: Tensor, *inputs) -> tuple[Tensor, ...]:
-    with torch.autocast(gates_x.device.type, enabled=False):
+    with without_autocast(gates_x.device):
         return (fused_forward if fused else plain_forward)(gates_x, *inputs)
 
 
 def backward_pass(fused: bool, *gradients_and_saved) -> tuple[Tensor, ...]:
-    with torch.autocast(gradients_and_saved[-1].device.type, enabled=False):  # autograd may run inside of a region
+    with without_autocast(gradients_and_saved[-1].device):  # autograd may run inside of a region
         return (fused_backward if fused else plain_backward)(*gradients_and_saved)
 
 
@@ -658,8 +657,10 @@ def lstm_scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm_scan_reference`, by the fastest path for these tensors; all are brought to the dtype of gates_x."""
     inputs = gates_x, *(tensor.to(gates_x.dtype) for tensor in (w_hh, h0, c0))
-    if gates_x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        with torch.autocast(gates_x.device.type, enabled=False):
+    state = (len(gates_x), w_hh.shape[1])
+    broadcast = not h0.shape == c0.shape == state or gates_x.shape[2] != len(w_hh)
+    if broadcast or gates_x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        with without_autocast(gates_x.device):
             return lstm_scan_reference(*inputs, reverse)
     if torch.compiler.is_compiling():
         return lstm_scan_op(*inputs, reverse)[:3]

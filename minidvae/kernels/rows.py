@@ -2,9 +2,10 @@
 
 The forward kernel has read all that the gradient needs, so it writes the gradient there and then, for an upstream
 gradient of 1/rows for each row: that of the mean, which nearly every loss ends in. Backward compares it with the true
-one, a number per row, and touches only rows where the two differ. Beside the values and the upstream gradient, a
-mean thus moves each input once and each gradient once, the least that is possible; any other upstream gradient costs
-one more reading and writing of the gradients, as much as a backward pass that computes them anew from the inputs.
+one, a number per row, and touches only tiles where the two differ. Beside the values and the upstream gradient, a
+mean thus moves each input once and each gradient once, the least that is possible; any other upstream gradient (a
+weight β other than 1, a scaled loss) costs one more reading and writing of the gradients, as much as a backward pass
+that computes them anew from the inputs. Under torch.compile backward works on copies, for the same cost.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ def scale_rows_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     upstream = tl.load(upstream_ptr + row * upstream_stride, mask=row < rows, other=scale).to(tl.float32)
     if tl.sum((upstream != scale).to(tl.int32), axis=0) > 0:
-        factor = (upstream / scale)[:, None]
+        factor = tl.where(upstream == scale, 1.0, upstream / scale)[:, None]
         for start in range(0, columns, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
             scale_tile(a_ptr, factor, row, column, rows, columns)

@@ -59,9 +59,14 @@ def main() -> None:
     if args.json and not args.json.absolute().parent.is_dir():
         raise SettingError(f"--json {args.json}: there is no folder {args.json.parent}")
     loaded = [(folder, *checkpoint.load_run(folder, device)) for folder in folders]
+    for folder, *_, content in loaded:
+        if not any(content["model"] in module.MODELS for module in TASKS.values()):
+            raise SettingError(f"{folder}: no task is for a {content['model']}; its z are features for another model")
     task = args.task or next(name for name, module in TASKS.items() if loaded[0][-1]["model"] in module.MODELS)
     if args.trials and task != "verification":
         raise SettingError(f"--trials: is for --task verification, not {task}")
+    if args.mode != "generation" and task != "resynthesis":
+        raise SettingError(f"--mode {args.mode}: is for --task resynthesis, not {task}")
     if device.type == "cpu" and task == "resynthesis":
         torch.set_num_threads(1)  # the cores are busy with the metrics
     for folder, *_, content in loaded:

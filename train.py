@@ -111,10 +111,14 @@ def begin(args, device):
         except (RuntimeError, ValueError) as error:
             raise SettingError(f"--set {' '.join(args.set)}: no such {args.model} can be built ({error})") from None
     else:
-        if fixed := [key for key in given if key in config or key in ("window", "hop")]:
+        fixed = ({"window", "hop", "features", "frames"} | set(config)) - {"sequences"}
+        fixed -= {"frames"} if recipe.features == "power" else set()
+        if fixed := [key for key in given if key in fixed]:
             raise SettingError(f"--set {fixed[0]}: comes with the model of --init; leave it out")
         if recipe.features == "power":
             recipe = replace(recipe, window=stft.window_length, hop=stft.hop)
+        else:
+            recipe = replace(recipe, features=content["plan"]["recipe"]["features"], frames=model.config.frames)
     folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")

@@ -8,8 +8,10 @@
 
 from study import arguments, evaluate_all, train_all
 
+from minidvae.command_line import run
+from minidvae.experiments.transformation import PUBLISHED
+
 ARCHITECTURES = {"FC": ("fc", 512), "RNN": ("rnn", 256), "GRU": ("gru", 256), "LSTM": ("lstm", 256)}
-PAPER = {"FC": -348.63, "RNN": -261.19, "GRU": -158.42, "LSTM": -143.80}  # on TIMIT
 
 
 def main() -> None:
@@ -22,9 +24,10 @@ def main() -> None:
     results = evaluate_all(runs, ["--task", "transformation", *(["--limit", args.limit] if args.limit else [])])
     print(f"\n{'':8}{'hidden':>8}{'parameters':>12}{'bound per segment':>20}{'paper, on TIMIT':>18}")
     for title, result in results.items():
+        paper = PUBLISHED["TIMIT"][ARCHITECTURES[title][0]]
         millions = f"{result['parameters'] / 1e6:.2f} M"
-        print(f"{title:8}{ARCHITECTURES[title][1]:>8}{millions:>12}{result['bound']:>20.2f}{PAPER[title]:>18.2f}")
+        print(f"{title:8}{ARCHITECTURES[title][1]:>8}{millions:>12}{result['bound']:>20.2f}{paper:>18.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -111,10 +111,11 @@ class FeatureSegments:
         return self.chosen
 
     def groups(self, model, recipe) -> list[dict]:
-        """The table, of which a step meets few rows, has a learning rate of its own."""
+        """The table, of which a step meets few rows, has a learning rate of its own, and no weight decay: its prior is
+        in the bound, and a second one would move its rows away from the closed form."""
         groups = [{"params": [p for name, p in model.named_parameters() if name != "table"]}]
         if isinstance(model, FHVAE):
-            groups.append({"params": [model.table], "rate": recipe.table_rate})
+            groups.append({"params": [model.table], "rate": recipe.table_rate, "weight_decay": 0.0})
         return groups
 
     def prepare(self, model, optimiser, recipe, step: int) -> None:
@@ -143,9 +144,8 @@ class FeatureSegments:
             rows = np.searchsorted(ends, numbers, side="right")
             x = self.features(index[numbers - ends[rows] + index.ends[chosen[rows]]])
             z2 = model.encoder_z2(model.standardise(x)).mean
-            sums.index_add_(0, torch.from_numpy(rows).to(self.device), z2.to(sums))
-        counts = torch.from_numpy(index.counts[chosen]).to(sums)
-        return sums / (counts + model.config.z2_variance / model.config.mu2_variance)[:, None]
+            sums.index_put_((torch.from_numpy(rows).to(self.device),), z2.to(sums), accumulate=True)  # in order
+        return model.s_vector_of(sums, torch.from_numpy(index.counts[chosen]).to(sums)[:, None])
 
     def development(self, corpus: Corpus, model, recipe) -> Iterator[tuple[SegmentBatch, int]]:
         """Every segment, its sequence's s-vector from the closed form."""

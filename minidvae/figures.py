@@ -67,7 +67,8 @@ def det_curves(detectors: dict[str, DetectionErrors], path: str | Path) -> None:
     limits = ndtri(np.array([0.0005, 0.65]))
     for title, errors in detectors.items():
         rates = np.stack([errors.false_alarm_rates, errors.miss_rates]).clip(1e-5, 1 - 1e-5)
-        points = np.unique(ndtri(rates).round(3), axis=1)  # rising false alarms; no more than the eye can tell apart
+        points = ndtri(rates)[:, ::-1].round(3)  # rising false alarms, falling misses
+        points = points[:, np.append(True, np.diff(points).any(0))]  # no more than the eye can tell apart
         (line,) = axis.step(points[0], points[1], where="post", label=title)
         rate = ndtri(np.clip(eer(errors), 1e-5, 1))
         axis.plot(rate, rate, "o", color=line.get_color(), markersize=4)

@@ -72,6 +72,8 @@ class Recipe:
             values = getattr(self, name)
             if len(values) != 2 or not all(0 <= v < 1 or (v == 1 and limits[-1] == "]") for v in values):
                 raise SettingError(f"{name}={values}: expected two numbers in {limits}")
+        if self.features != "power" and self.shift > self.frames:
+            raise SettingError(f"shift={self.shift}: expected at most frames={self.frames}, else frames are left out")
         if not self.steps and not self.epochs:
             raise SettingError("steps=0, epochs=0: one of them says how long to train")
         try:

@@ -64,8 +64,8 @@ def run(runs: list[Run], options: Options) -> list[dict]:
         results[str(run.folder) + (f" on {run.data}" if len(corpora) > 1 else "")] = result
     rows = [[title, *cells(result["summary"])] for title, result in results.items()]
     print(f"\n{table(['', *(heading for heading, _ in COLUMNS.values())], rows)}")
-    print("\nMean ± standard error over exchanges. First the distance between two utterances (reconstructions of them),")
-    print("then of z of the one with w of the other to each. Follows w: 0 where it stays at z's, 1 where it goes to w's.")
+    print("\nMean ± standard error over exchanges. First the distance between two reconstructed utterances, then")
+    print("from z of one with w of the other to each. Follows w: 0 where that stays with z, 1 where it goes with w.")
     return list(results.values())
 
 

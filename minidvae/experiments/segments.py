@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import batches
+from ..checkpoint import CheckpointError
 from ..corpus import Corpus
 from ..recipes import Recipe
 from . import Run
@@ -14,7 +15,10 @@ from . import Run
 
 def recipe_of(run: Run) -> Recipe:
     """The recipe that a run was trained with."""
-    return Recipe(**run.content["plan"]["recipe"])
+    try:
+        return Recipe(**run.content["plan"]["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run.folder}: not a run that this version can evaluate ({error})") from None
 
 
 def features(waveform: np.ndarray, kind: str, device: torch.device | str = "cpu") -> Tensor:

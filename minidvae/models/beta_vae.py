@@ -38,10 +38,6 @@ class BetaVAE(nn.Module):
         """q(z | x) of segments (batch, frames, bins), features as they are"""
         return self.encoder(self.standardise(x))
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x | z) as features (batch, frames, bins)."""
-        return self.standardise.inverse(self.decoder(z).mean)
-
     def loss(self, batch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """−log p(x | z) + β KL per segment, mean over the batch (its `x`: (batch, frames, bins)), and its terms."""
         q_z = self.infer(batch.x)

@@ -137,22 +137,25 @@ class FHVAE(nn.Module):
     def closeness(self, z2: Tensor) -> Tensor:
         """log p(z2 | μ2) for every row of the table, (batch, sequences), up to a constant per segment.
 
-        −‖z2 − μ2‖²/(2σ²) without ‖z2‖²: one matrix product, and no tensor (batch, sequences, latent).
+        −‖z2 − μ2‖²/(2σ²) without ‖z2‖²: one matrix product, and no tensor (batch, sequences, latent). From the centre
+        of the table, where the numbers are smallest: on a GPU the product is one of TF32.
         """
-        z2, table = z2.float(), self.table.float()
+        centre = self.table.detach().float().mean(0)
+        z2, table = z2.float() - centre, self.table.float() - centre
         with torch.autocast(z2.device.type, enabled=False):
             return (z2 @ table.t() - 0.5 * table.square().sum(-1)) / self.config.z2_variance
 
-    def s_vector(self, z2_means: Tensor, dim: int = -2) -> Tensor:
-        """μ2 of an unseen sequence from the means of q(z2 | x) of its N segments, (…, N, z2_latent) → (…, z2_latent).
+    def s_vector(self, z2_means: Tensor) -> Tensor:
+        """μ2 of an unseen sequence from the means of q(z2 | x) of its segments, (…, N, z2_latent) → (…, z2_latent)."""
+        return self.s_vector_of(z2_means.sum(-2), z2_means.shape[-2])
 
-        Σ_n E[z2⁽ⁿ⁾] / (N + σ²_{z2}/σ²_{μ2}), the maximum of the bound (appendix B).
-        """
-        return z2_means.sum(dim) / (z2_means.shape[dim] + self.config.z2_variance / self.config.mu2_variance)
+    def s_vector_of(self, total: Tensor, count: Tensor | int) -> Tensor:
+        """Σ_n E[z2⁽ⁿ⁾] / (N + σ²_{z2}/σ²_{μ2}), the maximum of the bound (appendix B), from that sum and N."""
+        return total / (count + self.config.z2_variance / self.config.mu2_variance)
 
-    def mu1(self, z1_means: Tensor, dim: int = -2) -> Tensor:
+    def mu1(self, z1_means: Tensor) -> Tensor:
         """The same of z1, Σ_n E[z1⁽ⁿ⁾] / (N + σ²_{z1}): it should not know the speaker (section 4.2)."""
-        return z1_means.sum(dim) / (z1_means.shape[dim] + self.config.z1_variance)
+        return z1_means.sum(-2) / (z1_means.shape[-2] + self.config.z1_variance)
 
 
 def prior(mean: Tensor, variance: float) -> Gaussian:

@@ -2,6 +2,7 @@
 
     python evaluate.py                                # the newest run, resynthesis of its corpus's test split
     python evaluate.py runs/A runs/B --data DIR       # one table, a row for each run
+    python evaluate.py runs/A --task verification     # or exchange, transformation
 """
 
 from dataclasses import replace

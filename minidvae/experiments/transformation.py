@@ -160,6 +160,7 @@ def analyse_noisy(run: Run, index: int, seed: int) -> Speech:
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
+@torch.no_grad()
 def segment_bound(run: Run, seed: int) -> float:
     """The segment variational lower bound (eq. 1), mean over all segments of the test utterances, in nats: s-vectors
     in closed form, one draw of z1 and z2."""

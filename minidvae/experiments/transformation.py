@@ -200,8 +200,8 @@ def movement(run: Run, instruments: probes.Instruments, test: list[probes.Encode
                     moved.setdefault((way, name), []).append((values[name] - here[name]) / distance)
     result = {"pairs": len(pairs)}
     for way, shares in phones.items():
-        known = [share for share in shares if not math.isnan(share)]
-        result[way] = {"phones": float(np.mean(known))} if known else {}
+        counted = [share for share in shares if not math.isnan(share)]
+        result[way] = {"phones": float(np.mean(counted))} if counted else {}
     for (way, name), shares in moved.items():
         result[way] |= {name: float(np.median(shares)), f"{name}_pairs": len(shares)}
     result["instruments"] = {}

@@ -5,7 +5,6 @@
     python evaluate.py runs/A --task verification     # or exchange, transformation
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from minidvae.command_line import (
     run,
     write,
 )
-from minidvae.corpus import Corpus, load_corpus
+from minidvae.corpus import load_corpus
 from minidvae.experiments import Options, Run, exchange, resynthesis, transformation, verification
 from minidvae.recipes import SettingError, known
 
@@ -76,7 +75,9 @@ def main() -> None:
             raise SettingError(f"--task {task}: is not for {folder}, a {content['model']}; try {' or '.join(fitting)}")
     sources = [args.data or content.get("plan", {}).get("data", "built-in") for *_, content in loaded]
     corpora = {data: load_corpus(data) for data in dict.fromkeys(sources)}
-    tests = {data: choose(corpus.split(args.split), args.limit) for data, corpus in corpora.items()}
+    tests = {data: corpus.split(args.split) for data, corpus in corpora.items()}
+    if args.limit:
+        tests = {data: test.spread(args.limit) for data, test in tests.items()}
 
     runs = []
     for (folder, model, stft, content), data in zip(loaded, sources, strict=True):
@@ -86,13 +87,6 @@ def main() -> None:
     results = TASKS[task].run(runs, Options(args.split, args.mode, args.limit, args.seed, args.trials))
     if args.json:
         write(args.json, as_json(results))
-
-
-def choose(corpus: Corpus, limit: int | None) -> Corpus:
-    """The corpus, or `limit` utterances spread evenly over it."""
-    if not limit or limit >= len(corpus):
-        return corpus
-    return replace(corpus, utterances=tuple(corpus.utterances[i * len(corpus) // limit] for i in range(limit)))
 
 
 if __name__ == "__main__":

@@ -111,9 +111,8 @@ def begin(args, device):
         except (RuntimeError, ValueError) as error:
             raise SettingError(f"--set {' '.join(args.set)}: no such {args.model} can be built ({error})") from None
     else:
-        fixed = ({"window", "hop", "features", "frames"} | set(config)) - {"sequences"}
-        fixed -= {"frames"} if recipe.features == "power" else set()
-        if fixed := [key for key in given if key in fixed]:
+        models = {"window", "hop", "features", *config} - {"sequences"}
+        if fixed := [key for key in given if key in models]:
             raise SettingError(f"--set {fixed[0]}: comes with the model of --init; leave it out")
         if recipe.features == "power":
             recipe = replace(recipe, window=stft.window_length, hop=stft.hop)

@@ -127,10 +127,8 @@ class FeatureSegments:
     def __call__(self, step: int) -> SegmentBatch:
         chosen = self.choose(step)
         drawn = np.random.default_rng((self.seed, step)).integers(self.ends[-1], size=self.recipe.batch)
-        rows = np.searchsorted(self.ends, drawn, side="right")
-        sequences = chosen[rows]
-        numbers = drawn - self.ends[rows] + self.index.ends[sequences]
-        counts = torch.from_numpy(self.index.counts[sequences])
+        rows, numbers = among(self.index, chosen, self.ends, drawn)
+        counts = torch.from_numpy(self.index.counts[chosen[rows]])
         x = self.features(self.index[numbers])
         return SegmentBatch(x, counts.to(x), torch.from_numpy(rows).to(self.device))
 
@@ -140,9 +138,9 @@ class FeatureSegments:
         ends = np.cumsum(index.counts[chosen])
         sums = torch.zeros(len(chosen), model.config.z2_latent, device=self.device)
         for first in range(0, ends[-1], 4 * self.recipe.batch):
-            numbers = np.arange(first, min(first + 4 * self.recipe.batch, ends[-1]))
-            rows = np.searchsorted(ends, numbers, side="right")
-            x = self.features(index[numbers - ends[rows] + index.ends[chosen[rows]]])
+            some = np.arange(first, min(first + 4 * self.recipe.batch, ends[-1]))
+            rows, numbers = among(index, chosen, ends, some)
+            x = self.features(index[numbers])
             z2 = model.encoder_z2(model.standardise(x)).mean
             sums.index_put_((torch.from_numpy(rows).to(self.device),), z2.to(sums), accumulate=True)  # in order
         return model.s_vector_of(sums, torch.from_numpy(index.counts[chosen]).to(sums)[:, None])
@@ -157,6 +155,13 @@ class FeatureSegments:
             rows, x = index.rows(numbers), self.features(cuts)
             counts = torch.from_numpy(index.counts[rows]).to(x)
             yield SegmentBatch(x, counts, None, None if s_vectors is None else s_vectors[rows]), len(x)
+
+
+def among(index: Segments, chosen: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of segments counted through the chosen sequences only, `ends` their ends in that count: the row in `chosen` of
+    each, and its number in the index."""
+    rows = np.searchsorted(ends, places, side="right")
+    return rows, places - ends[rows] + index.ends[chosen[rows]]
 
 
 def feature_segments(corpus: Corpus, recipe, shift: int = 0) -> Segments:

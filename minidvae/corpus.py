@@ -125,6 +125,11 @@ class Corpus:
         name, layout = (text.removeprefix(CONDITIONS_OF) for text in (self.name, self.layout))
         return Corpus(name, layout, utterances, self.clean)
 
+    def spread(self, limit: int) -> "Corpus":
+        """At most `limit` utterances, evenly spread over the corpus."""
+        count = min(limit, len(self))
+        return replace(self, utterances=tuple(self.utterances[i * len(self) // count] for i in range(count)))
+
     @property
     def speakers(self) -> tuple[str, ...]:
         return tuple(sorted({u.speaker for u in self.utterances}))

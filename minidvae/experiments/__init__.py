@@ -38,3 +38,11 @@ class Options:
     limit: int | None = None
     seed: int = 0
     trials: Path | None = None
+
+
+def clear(folder: Path) -> None:
+    """Make the folder for an evaluation's files, and remove those of one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".png", ".wav"):
+            file.unlink()

@@ -19,7 +19,7 @@ from ..audio import STFT
 from ..command_line import as_json, write
 from ..corpus import CorpusError, Utterance
 from ..models.base import DVAE, LOG_VARIANCE_RANGE
-from . import Options, Run
+from . import Options, Run, clear
 from .resynthesis import seed_of
 from .transformation import conversion_pairs, table
 
@@ -87,10 +87,7 @@ def evaluate(run: Run, seed: int = 0) -> dict:
     pairs = conversion_pairs(run.test, PAIRS, seed)
     if not pairs:
         raise CorpusError(f"{run.data}: the utterances to test are all of one speaker; exchange needs two")
-    run.target.mkdir(parents=True, exist_ok=True)
-    for file in run.target.iterdir():  # of an evaluation before
-        if file.suffix in (".json", ".png", ".wav"):
-            file.unlink()
+    clear(run.target)
     rows = []
     for number, pair in enumerate(tqdm(pairs, "exchange", unit="pair", disable=None)):
         a, b = (analyse(run, index, seed) for index in pair)

@@ -8,7 +8,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -122,12 +122,6 @@ class Encoded:
     frame_phones: np.ndarray  # (n,)
 
 
-def spread(corpus: Corpus, limit: int) -> Corpus:
-    """At most `limit` utterances, evenly spread over the corpus."""
-    count = min(limit, len(corpus))
-    return replace(corpus, utterances=tuple(corpus.utterances[i * len(corpus) // count] for i in range(count)))
-
-
 def condition_generator(utterance: Utterance, condition: str, seed: int) -> np.random.Generator:
     """What `apply_condition` draws from for an utterance, the same in every run."""
     return np.random.default_rng((seed, zlib.crc32(f"{utterance.name} {condition}".encode())))
@@ -190,7 +184,7 @@ def observe(run: Run, corpus: Corpus, what: str, keep: int = 0) -> list[Encoded]
 def under_conditions(run: Run, corpus: Corpus, seed: int) -> list[tuple[str, Tensor, Tensor]]:
     """(condition, μ1, μ2) of utterances under every condition, laid over them."""
     trim, rows = recipe_of(run).trim, []
-    corpus = spread(corpus, UNDER_CONDITIONS)
+    corpus = corpus.spread(UNDER_CONDITIONS)
     for index, u in enumerate(tqdm(corpus.utterances, "conditions", unit=" utterances", leave=False, disable=None)):
         waveform = corpus.waveform(index, trim=trim)
         for condition in synthetic.CONDITIONS:

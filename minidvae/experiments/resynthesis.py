@@ -15,7 +15,7 @@ from ..command_line import as_json, write
 from ..corpus import Corpus
 from ..models import MODELS as ALL_MODELS
 from ..models.base import DVAE
-from . import Options, Run
+from . import Options, Run, clear
 
 MODELS = [name for name, (kind, _) in ALL_MODELS.items() if issubclass(kind, DVAE)]
 
@@ -109,10 +109,7 @@ def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, see
     Metrics run on all cores while the next utterances are resynthesised. Returns {"summary": …, "utterances": …}.
     Raises CheckpointError where the model's output is not finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():  # of an evaluation before
-        if file.suffix in (".json", ".png", ".wav"):
-            file.unlink()
+    clear(folder)
     groups = batches([stft.frames(u.trim[1] - u.trim[0]) for u in test.utterances])
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:

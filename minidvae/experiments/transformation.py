@@ -17,7 +17,7 @@ from ..audio import FEATURES
 from ..batches import FeatureSegments
 from ..command_line import as_json, write
 from ..corpus import CLEAN, Corpus, Utterance
-from . import Options, Run, probes
+from . import Options, Run, clear, probes
 from .segments import cut, encode, features, recipe_of
 
 MODELS = ["fhvae"]
@@ -51,11 +51,8 @@ def run(runs: list[Run], options: Options) -> list[dict]:
 def evaluate(run: Run, runs: list[Run], seed: int) -> dict:
     """Numbers, pictures and sound of one run; those of `runs` that can stand beside it in the picture of
     reconstructions."""
-    run.target.mkdir(parents=True, exist_ok=True)
-    for file in run.target.iterdir():  # of an evaluation before
-        if file.suffix in (".json", ".png", ".wav"):
-            file.unlink()
-    training = probes.spread(run.corpus.split("train"), probes.UTTERANCES)
+    clear(run.target)
+    training = run.corpus.split("train").spread(probes.UTTERANCES)
     train = probes.observe(run, training, "training split", keep=probes.FRAMES)
     test = probes.observe(run, run.test, "test split")
     config = run.model.config

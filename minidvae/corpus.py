@@ -14,7 +14,8 @@ known, text, phones (a file of `start stop label` lines in samples of the audio 
 (F or M) and condition. Paths are relative to the manifest's folder.
 
 "conditions:" before any of them ("conditions:built-in") lays noise and channels over a corpus that has none: every
-utterance is there once, in one of CONDITIONS. Which one, and what noise and channel, depends on its name alone.
+utterance is there once, in one of CONDITIONS. Which one, and what noise and channel, depends on its name alone, and
+on the other speakers' speech where the noise is babble.
 """
 import hashlib
 import json
@@ -467,14 +468,30 @@ def _speak(progress: bool) -> Iterator[tuple[dict, np.ndarray]]:
 
 
 def _lay_conditions(clean: Corpus, progress: bool) -> Iterator[tuple[dict, np.ndarray]]:
-    """A corpus, each utterance in a condition drawn for it, as _decode gives it."""
+    """A corpus, each utterance in a condition drawn for it, as _decode gives it. Babble is made of eight utterances by
+    other speakers of the same split, where there are others."""
     bar = tqdm(clean.utterances, f"packing {CONDITIONS_OF}{clean.name}", unit=" utterances",
                disable=None if progress else True)
+    places = np.array([u.split for u in clean.utterances])
+    splits = {split: np.flatnonzero(places == split) for split in set(places)}
+    alone = {split for split in splits if len({clean.utterances[i].speaker for i in splits[split]}) < 2}
     for i, u in enumerate(bar):
+
+        def babble(n: int, random: np.random.Generator, u=u) -> np.ndarray:
+            voices, count = np.zeros(n), 0
+            while count < 8:
+                j = random.choice(splits[u.split]).item()
+                if clean.utterances[j].speaker != u.speaker or u.split in alone:
+                    voice = clean.waveform(j)
+                    start = random.integers(len(voice))
+                    voices += np.resize(np.roll(voice, -start), n) / np.sqrt(np.mean(voice**2))
+                    count += 1
+            return voices
+
         random = np.random.default_rng(zlib.crc32(u.name.encode()))
         condition = random.choice(list(CONDITIONS)).item()
         fields = {key: value for key, value in vars(u).items() if key not in ("start", "length", "condition")}
-        waveform = synthetic.apply_condition(clean.waveform(i, trim=False), CONDITIONS[condition], random)
+        waveform = synthetic.apply_condition(clean.waveform(i, trim=False), CONDITIONS[condition], random, babble)
         yield fields | {"condition": condition}, waveform
 
 

@@ -21,16 +21,16 @@ The same seed gives the same samples, bit for bit, with the same NumPy and SciPy
 """
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.fft import irfft, rfft
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import convolve1d
 from scipy.signal import lfilter
 
-VERSION = 2  # raised whenever the samples change: part of the cache key of the corpus
+VERSION = 3  # raised whenever the samples change: part of the cache key of the corpus
 SAMPLE_RATE = 16_000
 MILLISECOND = SAMPLE_RATE // 1000  # samples per value of a control track
 REFERENCE_LENGTH = 17.5  # cm, the vocal tract of the formant tables
@@ -560,15 +560,37 @@ def _babble(n: int, rng: np.random.Generator) -> np.ndarray:
     return (talkers * (1 + np.sin(2 * np.pi * rate * np.arange(n) / SAMPLE_RATE + start))).sum(0)
 
 
-NOISES = {"white": _white, "car": _car, "babble": _babble}
+def _clatter(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Dishes: about four blows a second, each ringing at 2 to 6 kHz and gone after some 30 ms."""
+    blows = rng.integers(n, size=1 + rng.poisson(4 * n / SAMPLE_RATE))
+    y, t = np.zeros(n + SAMPLE_RATE // 5), np.arange(SAMPLE_RATE // 5) / SAMPLE_RATE
+    for start, frequency, decay in zip(blows, rng.uniform(2e3, 6e3, len(blows)), rng.uniform(60, 250, len(blows)),
+                                       strict=True):
+        y[start:start + len(t)] += rng.exponential() * np.exp(-decay * t) * np.sin(2 * np.pi * frequency * t)
+    return y[:n]
 
 
-def apply_condition(waveform: np.ndarray, condition: str, rng: np.random.Generator) -> np.ndarray:
+NOISES = ("white", "car", "babble", "restaurant")
+
+
+def _noise(kind: str, n: int, rng: np.random.Generator, babble: Callable) -> np.ndarray:
+    if kind in ("white", "car"):
+        return {"white": _white, "car": _car}[kind](n, rng)
+    voices = babble(n, rng)
+    if kind == "babble":
+        return voices
+    clatter = _clatter(n, rng)
+    return clatter + 0.5 * voices * np.sqrt(np.mean(clatter ** 2) / np.mean(voices ** 2))
+
+
+def apply_condition(waveform: np.ndarray, condition: str, rng: np.random.Generator,
+                    babble: Callable[[int, np.random.Generator], np.ndarray] = _babble) -> np.ndarray:
     """Lay a condition over an utterance; type and peak of the waveform are kept.
 
     "channel" is a second microphone: a spectral tilt of up to 6 dB per octave either way, a low cut, three
-    peaks or dips of up to 10 dB. "noise" adds one of NOISES at a signal-to-noise ratio of 5 to 15 dB. "both"
-    is the channel, then the noise.
+    peaks or dips of up to 10 dB. "noise" adds one of NOISES at a signal-to-noise ratio of 5 to 15 dB; restaurant is
+    the clatter of dishes over babble. "both" is the channel, then the noise. `babble(samples, rng)` makes the voices
+    of others.
     """
     if condition not in CONDITIONS:
         raise ValueError(f"condition {condition!r}: must be one of {', '.join(CONDITIONS)}")
@@ -576,16 +598,18 @@ def apply_condition(waveform: np.ndarray, condition: str, rng: np.random.Generat
         return waveform
     peak, y = np.abs(waveform.astype(np.float64)).max(), waveform.astype(np.float64)
     if condition != "noise":
-        octaves = np.log2(np.maximum(np.fft.rfftfreq(2 * len(y), 1 / SAMPLE_RATE), 50) / 1000)
+        padded = next_fast_len(2 * len(y), real=True)
+        octaves = np.log2(np.maximum(np.fft.rfftfreq(padded, 1 / SAMPLE_RATE), 50) / 1000)
         gain = rng.uniform(-6, 6) * octaves
         gain -= 12 * np.maximum(np.log2(rng.uniform(80, 300) / 1000) - octaves, 0)
         for _ in range(3):
             centre, width = rng.uniform(-2, 2.8), rng.uniform(0.2, 0.6)
             gain += rng.uniform(-10, 10) * np.exp(-0.5 * ((octaves - centre) / width) ** 2)
-        y = irfft(rfft(y, 2 * len(y)) * _amplitude(gain))[:len(y)]
+        y = irfft(rfft(y, padded) * _amplitude(gain), padded)[:len(y)]
     if condition != "channel":
-        noise = NOISES[rng.choice(list(NOISES)).item()](len(y), rng)
-        y = y + noise * np.sqrt(np.mean(y ** 2) / np.mean(noise ** 2)) * _amplitude(-rng.uniform(5, 15))
+        kind, ratio = rng.choice(NOISES).item(), rng.uniform(5, 15)
+        noise = _noise(kind, len(y), rng, babble)
+        y = y + noise * np.sqrt(np.mean(y ** 2) / np.mean(noise ** 2)) * _amplitude(-ratio)
     y *= peak / np.abs(y).max()
     return (np.rint(y) if np.issubdtype(waveform.dtype, np.integer) else y).astype(waveform.dtype)
 

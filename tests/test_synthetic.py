@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.linalg import solve_toeplitz
 from scipy.signal import resample_poly
+from scipy.stats import kurtosis
 
 from minidvae import synthetic
 from minidvae.synthetic import SAMPLE_RATE
@@ -339,3 +340,23 @@ def test_conditions_lie_over_the_same_speech(corpus):
 def test_unknown_condition_names_the_right_ones(clean):
     with pytest.raises(ValueError, match="clean, noise, channel, both"):
         synthetic.apply_condition(clean, "reverb", np.random.default_rng(0))
+
+
+def test_noises_sound_like_their_names(clean, monkeypatch):
+    """White noise has no flat spectrum, a car no more below 500 Hz than above, a restaurant no blows; or babble is not
+    made of the voices given."""
+    def noise(kind, babble=lambda n, rng: rng.standard_normal(n)):
+        monkeypatch.setattr(synthetic, "NOISES", (kind,))
+        silence = np.full(10 * SAMPLE_RATE, 1e-9)
+        silence[0] = 1e-3  # what is left beside the noise
+        return synthetic.apply_condition(silence, "noise", np.random.default_rng(0), babble)[1:]
+
+    def low(x):
+        power = np.abs(np.fft.rfft(x)) ** 2
+        return power[:len(power) // 16].sum() / power.sum()
+
+    assert low(noise("white")) == pytest.approx(1 / 16, rel=0.1)
+    assert low(noise("car")) > 0.5
+    tone = np.sin(0.3 * np.arange(10 * SAMPLE_RATE))
+    assert abs(np.corrcoef(noise("babble", lambda n, rng: tone[:n]), tone[1:])[0, 1]) > 0.999
+    assert kurtosis(noise("restaurant")) > 5 > 0.1 > abs(kurtosis(noise("white")))

@@ -2,7 +2,7 @@
 
     python evaluate.py                                # the newest run, resynthesis of its corpus's test split
     python evaluate.py runs/A runs/B --data DIR       # one table, a row for each run
-    python evaluate.py runs/A --task verification     # or exchange, transformation
+    python evaluate.py runs/A --task verification     # or generation, exchange, transformation, recognition
 """
 
 from pathlib import Path
@@ -22,14 +22,25 @@ from minidvae.command_line import (
     write,
 )
 from minidvae.corpus import load_corpus
-from minidvae.experiments import Options, Run, exchange, resynthesis, transformation, verification
+from minidvae.experiments import (
+    Options,
+    Run,
+    exchange,
+    generation,
+    recognition,
+    resynthesis,
+    transformation,
+    verification,
+)
 from minidvae.recipes import SettingError, known
 
 TASKS = {
     "resynthesis": resynthesis,
+    "generation": generation,
     "exchange": exchange,
     "transformation": transformation,
     "verification": verification,
+    "recognition": recognition,
 }
 
 
@@ -46,6 +57,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only so many utterances, spread over the split (default: all)")
     trials = "verification: file of lines `enrol test target|nontarget` (default: all pairs of test utterances)"
     parser.add_argument("--trials", type=Path, help=trials)
+    recogniser = "generation: run folder of a deepspeech2, whose features the distance to real speech is measured on"
+    parser.add_argument("--recogniser", type=Path, metavar="RUN", help=recogniser)
+    (clips, repeats), (more_clips, more_repeats) = generation.DEFAULTS["cpu"], generation.DEFAULTS["cuda"]
+    clips = f"generation: clips on each side of the distance (default: {clips:,}, on a GPU {more_clips:,})"
+    parser.add_argument("--clips", type=int, help=clips)
+    repeats = f"generation: how often all clips are drawn (default: {repeats}, on a GPU {more_repeats})"
+    parser.add_argument("--repeats", type=int, help=repeats)
+    lexicon = "recognition: file of lines `word phone phone …` (default: the built-in corpus's own; else no words)"
+    parser.add_argument("--lexicon", type=Path, help=lexicon)
     parser.add_argument("--json", type=Path, help="also write all results to this file")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that z is drawn with (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
@@ -63,8 +83,10 @@ def main() -> None:
         if not any(content["model"] in module.MODELS for module in TASKS.values()):
             raise SettingError(f"{folder}: no task is for a {content['model']}; its z are features for another model")
     task = args.task or next(name for name, module in TASKS.items() if loaded[0][-1]["model"] in module.MODELS)
-    if args.trials and task != "verification":
-        raise SettingError(f"--trials: is for --task verification, not {task}")
+    only_for = {"trials": "verification", "lexicon": "recognition"}
+    for flag, only in (only_for | dict.fromkeys(("recogniser", "clips", "repeats"), "generation")).items():
+        if getattr(args, flag) is not None and task != only:
+            raise SettingError(f"--{flag}: is for --task {only}, not {task}")
     if args.mode != "generation" and task != "resynthesis":
         raise SettingError(f"--mode {args.mode}: is for --task resynthesis, not {task}")
     if device.type == "cpu" and task == "resynthesis":
@@ -84,7 +106,9 @@ def main() -> None:
         target = (folder if "plan" in content else RUNS / folder.resolve().name) / "eval" / task
         names = (folder, content["model"], model.eval(), stft, content, data)
         runs.append(Run(*names, corpora[data], tests[data], target))
-    results = TASKS[task].run(runs, Options(args.split, args.mode, args.limit, args.seed, args.trials))
+    of_all = (args.split, args.mode, args.limit, args.seed)
+    of_one = (args.trials, args.recogniser, args.clips, args.repeats, args.lexicon)
+    results = TASKS[task].run(runs, Options(*of_all, *of_one))
     if args.json:
         write(args.json, as_json(results))
 

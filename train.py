@@ -61,12 +61,17 @@ def main() -> None:
     model, recipe, plan, folder, state = (resume if args.resume else begin)(args, device)
 
     corpus = load_corpus(plan["data"])
-    if plan.setdefault("fingerprint", corpus.fingerprint) != corpus.fingerprint:
+    same = {"fingerprint": corpus.fingerprint}
+    if model.batches == "utterances" or recipe.domain:
+        same["labels"] = corpus.labels_fingerprint
+    if any(plan.setdefault(name, value) != value for name, value in same.items()):
         raise SettingError(f"{plan['data']}: not the speech that this run began with; it can only go on with the same")
     training, development = corpus.split("train"), corpus.split("dev")
     source = SOURCES[model.batches]
     batches = source(training, recipe, plan["seed"], device)
     source(development, recipe, plan["seed"], device)  # CorpusError now rather than at the first report
+    if recipe.extractor and plan.setdefault("extractor", batches.features.extractor) != batches.features.extractor:
+        raise SettingError(f"{recipe.extractor}: holds another model than the one whose features this run began with")
     steps, report = recipe.steps or recipe.epochs * batches.per_epoch, recipe.report or batches.per_epoch
     recipe = replace(recipe, steps=steps, report=report)
     if state is None:
@@ -77,9 +82,11 @@ def main() -> None:
 
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{plan['model']}, {parameters:.2f} M parameters, recipe {plan['recipe_name']}: {recipe.steps} steps of")
-    print(f"{recipe.batch} × {recipe.frames} frames out of {training.seconds / 60:.1f} minutes. Results: {folder}/")
+    whole = model.batches == "utterances" and recipe.targets != "frames"
+    size = f"{recipe.batch} utterances" if whole else f"{recipe.batch} × {recipe.frames} frames"
+    print(f"{size} out of {training.seconds / 60:.1f} minutes. Results: {folder}/")
     if batches.skipped:
-        print(f"{batches.skipped} utterances are shorter than one training sequence and are not used.")
+        print(f"{batches.skipped} utterances are {batches.unused} and are not used.")
     train(model, recipe, plan, batches, development, device, folder, state)
     print(f"Finished: {folder}/ (curves.png shows the training). Next: python evaluate.py {folder}")
 
@@ -111,13 +118,19 @@ def begin(args, device):
         except (RuntimeError, ValueError) as error:
             raise SettingError(f"--set {' '.join(args.set)}: no such {args.model} can be built ({error})") from None
     else:
-        models = {"window", "hop", "features", *config} - {"sequences"}
+        models = {"window", "hop", "features", "extractor", "latent", "targets", *config} - {"sequences"}
         if fixed := [key for key in given if key in models]:
             raise SettingError(f"--set {fixed[0]}: comes with the model of --init; leave it out")
-        if recipe.features == "power":
+        before = content.get("plan", {}).get("recipe")
+        if model.batches == "spectra":
             recipe = replace(recipe, window=stft.window_length, hop=stft.hop)
+        elif model.batches == "segments":
+            recipe = replace(recipe, features=before["features"], frames=model.config.frames)
         else:
-            recipe = replace(recipe, features=content["plan"]["recipe"]["features"], frames=model.config.frames)
+            kept = ("features", "extractor", "latent", "targets", "delay")
+            recipe = replace(recipe, **{name: before[name] for name in kept})
+    if recipe.extractor:
+        recipe = replace(recipe, extractor=str(Path(recipe.extractor).expanduser().absolute()))
     folder = args.run or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{args.model}-{name}"
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")

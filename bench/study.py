@@ -14,13 +14,20 @@ from minidvae.command_line import Parser, as_json, write  # noqa: E402
 from minidvae.recipes import SettingError  # noqa: E402
 
 
-def arguments(description: str, folder: str) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of a study, --runs and --limit, and all others, which are train.py's and go to every training."""
+def arguments(
+    description: str, folder: str, first: dict[str, dict] | None = None, **flags: dict
+) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of a study, --runs, --limit and what `flags` adds (name → arguments of argparse), and all others, which
+    are train.py's and go to every training. first: in the same way, what stands before the flags."""
     others = "All other flags are train.py's and hold for every training: --data, --recipe, --steps, --set, …"
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = Parser(description=description, epilog=others, **options)
     parser.add_argument("--runs", type=Path, default=Path(folder), help=f"folder for the runs (default: {folder})")
     parser.add_argument("--limit", type=int, help="evaluate on only so many utterances (default: all)")
+    for name, settings in (first or {}).items():
+        parser.add_argument(name, **settings)
+    for name, settings in flags.items():
+        parser.add_argument(f"--{name}", **settings)
     return parser.parse_known_args()
 
 

@@ -9,6 +9,7 @@ starts at sample t·hop and nothing is padded, so that a cut out of an utterance
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -161,6 +162,11 @@ class STFT:
         """Frequencies from 0 to half the sampling rate, both included."""
         return self.window_length // 2 + 1
 
+    @property
+    def energy(self) -> float:
+        """Σ of the squares of the window: what white noise of variance 1 has as its mean power."""
+        return float(_window(self.window, self.window_length, torch.device("cpu"), torch.float64).square().sum())
+
     def frames(self, samples: int) -> int:
         """How many frames `analyse` makes of so many samples: up to the first centre past the last sample."""
         return 1 + -(-samples // self.hop)
@@ -206,8 +212,12 @@ class STFT:
 
     def _overlap_add(self, pieces: Tensor) -> Tensor:
         """(batch, frames, window_length) → (batch, samples)"""
-        size = (1, self.samples(pieces.shape[1]))
-        return F.fold(pieces.mT, size, (1, self.window_length), stride=(1, self.hop)).flatten(1)
+        frames, hops = pieces.shape[1], -(-self.window_length // self.hop)
+        pieces = F.pad(pieces, (0, hops * self.hop - self.window_length)).unflatten(-1, (hops, self.hop))
+        total = pieces.new_zeros(len(pieces), frames + hops - 1, self.hop)
+        for k in range(hops):
+            total[:, k : k + frames] += pieces[:, :, k]
+        return total.flatten(1)[:, : self.samples(frames)]
 
 
 def resynthesise(log_variance: Tensor, spectrum: Tensor, stft: STFT, length: int) -> Tensor:
@@ -222,7 +232,7 @@ def griffin_lim(
     iterations: int = 60,
     momentum: float = 0.99,
     length: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Waveforms (..., length) whose |STFT|² is about `power` (..., frames, bins); phases found by iteration.
 
@@ -233,18 +243,31 @@ def griffin_lim(
         c_n = P₁ P₂ t_{n−1},    t_n = c_n + α (c_n − c_{n−1}),
 
     where P₂ imposes the magnitudes, P₁ goes to a waveform and back, and α is the momentum (0: the original).
-    `length` in samples as in `STFT.synthesise`.
+    `length` in samples as in `STFT.synthesise`. With a generator for each of `power` (batch, frames, bins), a
+    waveform is the same in every batch; ValueError where their numbers differ.
     """
+
+    def draw(shape: torch.Size, generator: torch.Generator | None) -> Tensor:
+        device = power.device if generator is None else generator.device
+        return torch.rand(shape, generator=generator, device=device, dtype=power.dtype)
+
+    def impose(estimate: Tensor) -> Tensor:
+        scale = magnitude * _power(estimate).clamp_min(torch.finfo(power.dtype).tiny).rsqrt()
+        return torch.complex(estimate.real * scale, estimate.imag * scale)
+
     magnitude = power.sqrt()
-    device = power.device if generator is None else generator.device
-    turns = torch.rand(power.shape, generator=generator, device=device, dtype=power.dtype).to(power.device)
-    estimate = torch.polar(magnitude, 2 * torch.pi * turns)
+    each = isinstance(generator, Sequence)
+    if each and len(generator) != len(power):
+        raise ValueError(f"{len(generator)} generators for {len(power)} spectra; expected one for each, or one")
+    turns = torch.stack([draw(power.shape[1:], one) for one in generator]) if each else draw(power.shape, generator)
+    turns = turns.to(power.device)
+    estimate = torch.polar(torch.ones_like(power), 2 * torch.pi * turns)
     consistent = torch.zeros_like(estimate)
     for _ in range(iterations):
         previous = consistent
-        consistent = stft.analyse(stft.synthesise(magnitude * estimate.sgn(), length))
-        estimate = consistent + momentum * (consistent - previous)
-    return stft.synthesise(magnitude * estimate.sgn(), length)
+        consistent = stft.analyse(stft.synthesise(impose(estimate), length))
+        estimate = torch.lerp(previous, consistent, 1 + momentum)
+    return stft.synthesise(impose(estimate), length)
 
 
 # --------------------------------------------------------------------------------------------------- features

@@ -8,26 +8,37 @@
     batches.development(corpus, model, recipe)         → batch, its number of examples
 """
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from . import audio
-from .corpus import Corpus, Cuts, Segments, segments
+from .corpus import CLEAN, Corpus, CorpusError, Cuts, Segments, Utterance, segments
+from .features import FEATURES, utterance_features
+from .models.acoustic import Acoustic
+from .models.base import FrameBatch, TranscriptBatch
 from .models.fhvae import FHVAE, SegmentBatch
 
 STATISTICS_BATCHES = 8  # training batches from which the input scale and the output bias of a DVAE are taken
-FEATURES = {  # name: bins, of uncentred frames (…, samples) → (…, frames, bins)
-    "fbank": (80, audio.fbank),
-    "log_magnitude": (200, audio.log_magnitude),
+TARGETS = ("frames", "phones", "characters")  # the phone at each frame; transcripts in phones or characters
+DOMAINS = {  # name: which field of an utterance has one of which values
+    "female": ("sex", ("F",)),
+    "male": ("sex", ("M",)),
+    "clean": ("condition", CLEAN),
+    **{name: ("condition", (name,)) for name in ("noisy", "channel", "both")},
 }
 
 
 class Spectra:
     """Power spectra of random cuts, (batch, frames, bins), for the DVAEs."""
+
+    unused = "shorter than one training sequence"  # what the utterances are that `skipped` counts
 
     def __init__(self, corpus: Corpus, recipe, seed: int, device: torch.device):
         self.stft, self.device = recipe.stft, device
@@ -65,6 +76,8 @@ class FeatureSegments:
     sampling (Hsu & Glass, Scalable factorized hierarchical variational autoencoder training, 2018): for `redraw`
     steps at a time, the segments of K drawn sequences only, which the K rows of the table then stand for.
     """
+
+    unused = Spectra.unused
 
     def __init__(self, corpus: Corpus, recipe, seed: int, device: torch.device):
         self.recipe, self.seed, self.device = recipe, seed, device
@@ -165,9 +178,177 @@ def among(index: Segments, chosen: np.ndarray, ends: np.ndarray, places: np.ndar
 
 
 def feature_segments(corpus: Corpus, recipe, shift: int = 0) -> Segments:
-    """The segments of `frames` frames, `shift` frames apart (the recipe's if 0), of every utterance."""
+    """The segments of `frames` frames, `shift` frames apart (the recipe's if 0), of every utterance in the recipe's
+    domain."""
     stft = audio.FEATURES
+    if recipe.domain:
+        corpus = replace(corpus, utterances=tuple(corpus.utterances[i] for i in members(corpus, recipe.domain)))
     return Segments(corpus, stft.samples(recipe.frames), (shift or recipe.shift) * stft.hop, recipe.trim)
 
 
-SOURCES = {"spectra": Spectra, "segments": FeatureSegments}
+class Utterances:
+    """Whole utterances, untrimmed, with what is said in them, for recognisers.
+
+    Targets "phones" or "characters": a TranscriptBatch of utterances of about the same length. Every pass over the
+    corpus orders them anew.
+
+    Targets "frames": a FrameBatch for truncated back-propagation through time. Each row of the batch is a lane that
+    reads one utterance after the other, `frames` frames at each step, in an order of its own that is new in every
+    pass. As all orders take the same number of steps, where a lane is follows from the step. The label of a frame
+    comes `delay` frames after it; for that the last frame of an utterance is repeated.
+    """
+
+    unused = "without the labels that are learned"
+
+    def __init__(self, corpus: Corpus, recipe, seed: int, device: torch.device):
+        self.recipe, self.seed, self.device = recipe, seed, device
+        inside = members(corpus, recipe.domain)
+        self.used = [i for i in inside if transcript(corpus.utterances[i], recipe.targets)]
+        if not self.used:
+            possible = [t for t in TARGETS if any(transcript(corpus.utterances[i], t) for i in inside)]
+            remedy = f"try targets={' or '.join(possible)}" if possible else "expected phone labels or text"
+            needed = "text" if recipe.targets == "characters" else "phone labels"
+            raise CorpusError(f"{corpus.name}: has no {needed} for targets={recipe.targets}; {remedy}")
+        self.corpus, self.skipped = corpus, len(inside) - len(self.used)
+        self.features = utterance_features(corpus, recipe, device)
+        lengths = [audio.FEATURES.frames(corpus.utterances[i].length) for i in self.used]
+        self.lengths, self.steps = np.array(lengths), -(-(np.array(lengths) + recipe.delay) // recipe.frames)
+        if recipe.targets == "frames":
+            self.per_epoch = -(-int(self.steps.sum()) // recipe.batch)
+        else:
+            self.per_epoch = -(-len(self.used) // recipe.batch)
+        self.orders, self.loaded, self.held_out = {}, {}, None
+
+    def fit(self, model, fresh: bool) -> None:
+        """Mean and deviation of the features, the symbols to be told apart, and how often each is: a model that has
+        been trained before (not `fresh`) keeps them."""
+        if fresh:
+            frames, symbols, total, squares = self.recipe.targets == "frames", Counter(), 0.0, 0.0
+            for i in tqdm(self.used, "statistics", leave=False, disable=None):
+                x, utterance = self.features[i].double(), self.corpus.utterances[i]
+                total, squares = total + x.sum(0), squares + x.square().sum(0)
+                symbols.update(frame_labels(utterance) if frames else transcript(utterance, self.recipe.targets))
+            model.build(self.features.bins, tuple(sorted(symbols)))
+            mean = total / self.lengths.sum()
+            model.standardise.set(mean, (squares / self.lengths.sum() - mean.square()).clamp_min(0).sqrt())
+            if frames:
+                shares = torch.tensor([symbols[symbol] for symbol in model.config.symbols]) / symbols.total()
+                model.log_priors.copy_(shares.log())
+        if isinstance(model, Acoustic):
+            model.carry(self.recipe.batch)
+        self.prepare(model, None, self.recipe, 0)
+
+    def groups(self, model, recipe) -> list[dict]:
+        return [{"params": list(model.parameters())}]
+
+    def prepare(self, model, optimiser, recipe, step: int) -> None:
+        """The labels become the numbers that the model has for them."""
+        first = 0 if recipe.targets == "frames" else 1  # 0 is the blank
+        self.numbers = {symbol: number for number, symbol in enumerate(model.config.symbols, first)}
+
+    def __call__(self, step: int) -> FrameBatch | TranscriptBatch:
+        if self.recipe.targets != "frames":
+            number, place = divmod(step, self.per_epoch)
+            return self.transcripts(self.order_of("batches", number)[place])
+        rows = [self.lane(lane, step) for lane in range(self.recipe.batch)]
+        x, labels, first = zip(*rows, strict=True)
+        return FrameBatch(torch.stack(x), torch.stack(labels), torch.tensor(first, device=self.device))
+
+    def lane(self, lane: int, step: int) -> tuple[Tensor, Tensor, bool]:
+        """What one lane reads at a step: (frames, bins), (frames,) and whether an utterance begins."""
+        number, place = divmod(step, int(self.steps.sum()))
+        order, ends = self.order_of(lane, number)
+        k = np.searchsorted(ends, place, side="right")
+        at = place - int(ends[k] - self.steps[order[k]])
+        if self.loaded.get(lane, (None,))[0] != order[k]:
+            self.loaded[lane] = order[k], *self.labelled(order[k], self.steps[order[k]] * self.recipe.frames)
+        _, x, labels = self.loaded[lane]
+        here = slice(at * self.recipe.frames, (at + 1) * self.recipe.frames)
+        return x[here], labels[here], at == 0
+
+    def order_of(self, lane: int | str, number: int):
+        """The order of the utterances in pass `number` and the steps at which each is over; of `batches`, what is in
+        each."""
+        if self.orders.get(lane, (None,))[0] != number:
+            random = np.random.default_rng((self.seed, number, *([] if lane == "batches" else [lane])))
+            if lane == "batches":
+                order = np.argsort(self.lengths * random.uniform(0.9, 1.1, len(self.lengths)))
+                groups = np.array_split(order, self.per_epoch)
+                self.orders[lane] = number, [groups[k] for k in random.permutation(len(groups))]
+            else:
+                order = random.permutation(len(self.lengths))
+                self.orders[lane] = number, (order, np.cumsum(self.steps[order]))
+        return self.orders[lane][1]
+
+    def labelled(self, k: int, frames: int) -> tuple[Tensor, Tensor]:
+        """An utterance of `used` made `frames` long: (frames, bins), (frames,)"""
+        x, utterance = self.features[self.used[k]], self.corpus.utterances[self.used[k]]
+        labels = torch.full((frames,), -1)
+        numbers = [self.numbers.get(symbol, -1) for symbol in frame_labels(utterance)]
+        labels[self.recipe.delay : self.recipe.delay + len(x)] = torch.tensor(numbers)
+        x = torch.cat([x, x[-1:].expand(frames - len(x), -1)])
+        return x, labels.to(self.device)
+
+    def transcripts(self, chosen: np.ndarray) -> TranscriptBatch:
+        utterances = [self.corpus.utterances[self.used[k]] for k in chosen]
+        spoken = [transcript(u, self.recipe.targets) for u in utterances]
+        labels = [torch.tensor([self.numbers[s] for s in symbols if s in self.numbers]) for symbols in spoken]
+        x = pad_sequence([self.features[self.used[k]] for k in chosen], batch_first=True)
+        lengths, counts = torch.from_numpy(self.lengths[chosen]), torch.tensor([len(row) for row in labels])
+        labels = pad_sequence(labels, batch_first=True).long()
+        return TranscriptBatch(x, *(tensor.to(self.device) for tensor in (lengths, labels, counts)))
+
+    def development(self, corpus: Corpus, model, recipe) -> Iterator[tuple[FrameBatch | TranscriptBatch, int]]:
+        """Every utterance of the domain, whole."""
+        if self.held_out is None or self.held_out.corpus is not corpus:
+            self.held_out = Utterances(corpus, recipe, self.seed, self.device)
+        source = self.held_out
+        source.prepare(model, None, recipe, 0)
+        order = np.argsort(source.lengths, kind="stable")
+        for first in range(0, len(order), recipe.batch):
+            chosen = order[first : first + recipe.batch]
+            if recipe.targets != "frames":
+                yield source.transcripts(chosen), len(chosen)
+                continue
+            longest = int(source.lengths[chosen].max()) + recipe.delay
+            x, labels = zip(*(source.labelled(k, longest) for k in chosen), strict=True)
+            begun = torch.ones(len(chosen), dtype=torch.bool, device=self.device)
+            batch = FrameBatch(torch.stack(x), torch.stack(labels), begun)
+            yield batch, max(1, int((batch.labels >= 0).sum()))
+
+
+def in_domain(utterance: Utterance, domain: str) -> bool:
+    """Whether an utterance is in a domain: names of DOMAINS with commas between them. Names of one field (sex,
+    condition) are alternatives; of both fields, one has to fit in each. An empty domain holds all."""
+    allowed = {}
+    for name in domain.split(",") if domain else ():
+        field, values = DOMAINS[name]
+        allowed.setdefault(field, set()).update(values)
+    return all(getattr(utterance, field) in values for field, values in allowed.items())
+
+
+def members(corpus: Corpus, domain: str) -> list[int]:
+    """Which utterances are in a domain. CorpusError where none is."""
+    inside = [i for i, utterance in enumerate(corpus.utterances) if in_domain(utterance, domain)]
+    if not inside:
+        there = [name for name in DOMAINS if any(in_domain(u, name) for u in corpus.utterances)] or ["none of these"]
+        split = corpus.utterances[0].split
+        raise CorpusError(f"{corpus.name}: no utterance of {split} is in domain={domain}; there is: {', '.join(there)}")
+    return inside
+
+
+def transcript(utterance: Utterance, targets: str) -> list[str]:
+    """What is said, in phones (targets "frames" or "phones") or in lower-case characters; empty where unknown."""
+    return list(utterance.text.lower()) if targets == "characters" else [label for *_, label in utterance.phones]
+
+
+def frame_labels(utterance: Utterance) -> list[str]:
+    """The phone at the centre of each frame of `audio.FEATURES`: the one that began last, so that frames after the
+    last label belong to the last phone, and frames before the first to the first."""
+    starts = [start for start, *_ in utterance.phones]
+    centres = np.arange(audio.FEATURES.frames(utterance.length)) * audio.FEATURES.hop
+    begun = np.searchsorted(starts, centres, side="right")
+    return [utterance.phones[k][2] for k in (begun - 1).clip(0)]
+
+
+SOURCES = {"spectra": Spectra, "segments": FeatureSegments, "utterances": Utterances}

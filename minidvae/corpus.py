@@ -145,6 +145,12 @@ class Corpus:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     @property
+    def labels_fingerprint(self) -> str:
+        """Changes with what is known of any utterance: text, phones, speaker, sex, condition."""
+        rows = [(u.speaker, u.text, u.phones, u.sex, u.condition) for u in self.utterances]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    @property
     def seconds(self) -> float:
         """Duration of the whole, untrimmed utterances."""
         return sum(u.length for u in self.utterances) / audio.SAMPLE_RATE

@@ -43,19 +43,38 @@ def curves(reports: list[dict], path: str | Path) -> None:
     _save(figure, path)
 
 
+def _spectrogram(axis, power: np.ndarray, stft: STFT, loudest: float):
+    """The image of a power spectrogram (frames, bins), in dB from 80 under the loudest on."""
+    top = 10 * np.log10(max(loudest, 1e-12))
+    extent = (0, len(power) * stft.hop / SAMPLE_RATE, 0, SAMPLE_RATE / 2000)
+    level = 10 * np.log10(np.maximum(power.T, 1e-12))
+    return axis.imshow(level, origin="lower", aspect="auto", extent=extent, vmin=top - 80, vmax=top, cmap="magma")
+
+
 def spectrograms(rows: list[tuple[str, np.ndarray]], stft: STFT, path: str | Path) -> None:
     """Power spectrograms (frames, bins) under one another, in dB on one scale: 80 dB under the first's maximum."""
     figure, axes = _figure(len(rows), 1, figsize=(8, 2.2 * len(rows)), sharex=True)
-    top = 10 * np.log10(max(rows[0][1].max(), 1e-12))
     for axis, (title, power) in zip(axes[:, 0], rows, strict=True):
-        extent = (0, len(power) * stft.hop / SAMPLE_RATE, 0, SAMPLE_RATE / 2000)
-        level = 10 * np.log10(np.maximum(power.T, 1e-12))
-        image = axis.imshow(
-            level, origin="lower", aspect="auto", extent=extent, vmin=top - 80, vmax=top, cmap="magma"
-        )
+        image = _spectrogram(axis, power, stft, rows[0][1].max())
         axis.set(title=title, ylabel="kHz")
     axes[-1, 0].set_xlabel("s")
     figure.colorbar(image, ax=axes[:, 0].tolist(), label="dB")
+    _save(figure, path)
+
+
+def contact_sheet(rows: list[tuple[str, np.ndarray, STFT]], path: str | Path) -> None:
+    """LigHT-DVAE paper, Figure 3: a row of power spectrograms (clips, frames, bins) for each title, in dB on one scale:
+    80 dB under the first row's maximum. Power is that over the energy of the window, so that rows of different windows
+    compare."""
+    across, loudest = len(rows[0][1]), rows[0][1].max() / rows[0][2].energy
+    figure, axes = _figure(len(rows), across, figsize=(2.4 * across + 1, 1.5 * len(rows)), sharex=True, sharey=True)
+    for (title, clips, stft), row in zip(rows, axes, strict=True):
+        for axis, power in zip(row, clips, strict=True):
+            image = _spectrogram(axis, power / stft.energy, stft, loudest)
+        row[0].set_ylabel(f"{title}\nkHz", fontsize="small")
+    for axis in axes[-1]:
+        axis.set_xlabel("s")
+    figure.colorbar(image, ax=axes.ravel().tolist(), label="dB", fraction=0.04, aspect=50)
     _save(figure, path)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from . import audio
 from .audio import STFT
-from .batches import FEATURES
+from .batches import DOMAINS, FEATURES, TARGETS
+from .features import LATENTS
 from .models import MODELS
 
 
@@ -34,10 +35,15 @@ def check_numbers(settings: dict, positive=(), not_negative=()) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    features: str = "power"  # spectra; for segments fbank (80 bins) or log_magnitude (200), 25 ms every 10 ms
+    features: str = "power"  # spectra; for other models fbank (80 bins) or log_magnitude (200), 25 ms every 10 ms
+    extractor: str = ""  # recognisers: run folder of an FHVAE or β-VAE whose latent takes the place of `features`
+    latent: str = "z1"  # and which one: z1 or z2 of an FHVAE, z of a β-VAE
+    targets: str = "frames"  # recognisers: frames (aligned phone labels), or transcripts: phones, characters
+    delay: int = 5  # of the outputs behind the frames, where targets are frames
+    domain: str = ""  # learn from these utterances only: female, male, clean, noisy, channel, both
     window: int = 1024  # of power spectra: STFT window and hop, samples at 16 kHz
     hop: int = 256
-    frames: int = 150  # T, length of a training sequence or segment
+    frames: int = 150  # T, length of a training sequence or segment; of the piece of an utterance at each step
     shift: int = 20  # from one segment to the next, frames
     trim: bool = True  # without leading and trailing silence
     batch: int = 32
@@ -63,17 +69,19 @@ class Recipe:
     def __post_init__(self):
         positive = ("window", "hop", "frames", "shift", "batch", "learning_rate", "epsilon", "redraw", "table_rate")
         not_negative = ("steps", "epochs", "report", "patience", "warmup", "weight_decay", "clip")
-        not_negative += ("final_learning_rate", "sequences")
+        not_negative += ("final_learning_rate", "sequences", "delay")
         check_numbers(vars(self), positive, not_negative)
         known("optimiser", self.optimiser, ("adam", "adamw"))
         known("schedule", self.schedule, ("constant", "cosine"))
         known("features", self.features, ("power", *FEATURES))
+        known("targets", self.targets, TARGETS)
+        known("latent", self.latent, [name for names in LATENTS.values() for name in names])
+        for name in self.domain.split(",") if self.domain else ():
+            known("domain", name, DOMAINS)
         for name, limits in (("betas", "[0, 1)"), ("own_past", "[0, 1]")):
             values = getattr(self, name)
             if len(values) != 2 or not all(0 <= v < 1 or (v == 1 and limits[-1] == "]") for v in values):
                 raise SettingError(f"{name}={values}: expected two numbers in {limits}")
-        if self.features != "power" and self.shift > self.frames:
-            raise SettingError(f"shift={self.shift}: expected at most frames={self.frames}, else frames are left out")
         if not self.steps and not self.epochs:
             raise SettingError("steps=0, epochs=0: one of them says how long to train")
         try:
@@ -103,10 +111,11 @@ class Recipe:
         return first + (last - first) * step / max(1, self.steps - 1)
 
 
-# Fields that only one kind of batch has a use for
+# Fields that not all kinds of batch have a use for
 ONLY = {
-    "spectra": ("window", "hop", "own_past"),
-    "segments": ("features", "shift", "sequences", "redraw", "table_rate"),
+    "spectra": ("window", "hop", "own_past", "trim"),
+    "segments": ("features", "shift", "sequences", "redraw", "table_rate", "trim", "domain"),
+    "utterances": ("features", "extractor", "latent", "targets", "delay", "domain"),
 }
 
 RECURRENT = ("dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
@@ -140,6 +149,10 @@ SEGMENTS = {"features": "fbank", "frames": 20, "trim": False, "batch": 64, "beta
     "table_rate": 10.0,
     "own_past": (0.0, 0.0),
 }
+
+# Recognisers: the acoustic model of the FHVAE paper, and DeepSpeech2
+ACOUSTIC = {"features": "fbank", "targets": "frames", "frames": 20, "batch": 40, "own_past": (0.0, 0.0)}
+DEEPSPEECH2 = {"features": "log_magnitude", "targets": "characters", "batch": 16, "own_past": (0.0, 0.0)}
 
 RECIPES = {
     # Lin et al., ICASSP 2023, sections 3.2 and 3.3; T = 150 is WSJ0's, 100 VoiceBank's. The batch size is not given
@@ -182,7 +195,7 @@ RECIPES = {
         models={name: {} for name in ("vae", *RECURRENT)},
     ),
     # Hsu, Zhang & Glass, NIPS 2017, section 4 and appendix C; 32 dimensions and α = 10 are their best. How far apart
-    # segments are is not given there: side by side.
+    # segments are is not given there: side by side. Of the recogniser's training (appendix G), rate and length are not.
     "fhvae2017": Recipe(
         features="fbank",
         frames=20,
@@ -195,7 +208,13 @@ RECIPES = {
         learning_rate=1e-3,
         betas=(0.95, 0.999),
         weight_decay=1e-4,
-        models={"fhvae": {"z1_latent": 32, "z2_latent": 32, "alpha": 10.0}, "beta_vae": {}},
+        models={"fhvae": {"z1_latent": 32, "z2_latent": 32, "alpha": 10.0}, "beta_vae": {}}
+        | {
+            "acoustic": ACOUSTIC | {"betas": (0.9, 0.999), "weight_decay": 0.0, "clip": 5.0, "epochs": 50}
+            | {"patience": 5},
+            "deepspeech2": DEEPSPEECH2 | {"betas": (0.9, 0.999), "weight_decay": 0.0, "clip": 5.0, "epochs": 50}
+            | {"patience": 5, "learning_rate": 3e-4},
+        },
     ),
     # The same, small enough for two CPU cores and five minutes.
     "quick": Recipe(
@@ -221,6 +240,10 @@ RECIPES = {
             "light_dvae": SMALL,
             "fhvae": SEGMENTS,
             "beta_vae": SEGMENTS | {"encoder_width": 256, "width": 128},
+            "acoustic": ACOUSTIC | {"width": 256, "projection": 128, "layers": 2, "steps": 1_500, "report": 150}
+            | {"learning_rate": 4e-3, "warmup": 100, "clip": 5.0},
+            "deepspeech2": DEEPSPEECH2 | {"features": "fbank", "targets": "phones", "width": 128, "layers": 2}
+            | {"channels": (8, 8), "batch": 8, "steps": 600, "report": 60, "warmup": 50, "clip": 5.0},
         },
     ),
 }
@@ -237,8 +260,8 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
         offered = ", ".join(name for name, other in RECIPES.items() if model in other.models)
         raise SettingError(f"recipe {recipe} has no settings for {model}; recipes that have: {offered}")
     kind = MODELS[model][0].batches
-    foreign = {name for other, names in ONLY.items() if other != kind for name in names} | {"models"}
-    from_recipe = ("bins", "frames", "sequences")  # and from the corpus
+    foreign = {name for names in ONLY.values() for name in names}.difference(ONLY[kind]) | {"models"}
+    from_recipe = ("bins", "frames", "sequences", "delay", "criterion", "symbols", "lanes")  # and from the corpus
     recipe_fields = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name not in foreign}
     config_fields = {f.name: f.type for f in dataclasses.fields(config_type) if f.name not in from_recipe}
     types = recipe_fields | config_fields
@@ -248,14 +271,23 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
     if "epochs" in given:
         given["steps"] = 0
     given = settings.models[model] | given
-    settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if k in vars(settings)})
-    if kind == "segments" and settings.features == "power":
+    own = set(vars(settings)).difference(config_fields)  # the latent of a DVAE is a number, that of a recipe a name
+    settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if k in own})
+    if kind != "spectra" and settings.features == "power":
         raise SettingError(f"features=power: {model} takes {' or '.join(FEATURES)}")
+    if kind == "segments" and settings.shift > settings.frames:
+        raise SettingError(f"shift={settings.shift}: expected at most frames={settings.frames}, else frames are lost")
     config = config_type(**{k: v for k, v in given.items() if k in config_fields})
     config = dataclasses.asdict(config)
-    config |= {name: getattr(settings, name) for name in ("bins", "frames") if name in config}
+    if kind == "utterances" and settings.targets == "frames" and "criterion" not in config:
+        raise SettingError(f"targets=frames: {model} learns from transcripts; expected phones or characters")
+    if kind == "utterances" and settings.targets != "frames":
+        if idle := {"frames", "delay"} & set(overrides):
+            raise SettingError(f"{min(idle)}={overrides[min(idle)]}: is for targets=frames, not {settings.targets}")
+    config |= {name: getattr(settings, name) for name in ("bins", "frames", "delay") if name in config}
+    config |= {"criterion": "frames" if settings.targets == "frames" else "ctc"} if "criterion" in config else {}
     numbers = {name for name, kind in config_fields.items() if kind not in (str, bool)}
-    may_be_zero = {"beta_z", "beta_w", "beta", "alpha", "position_offset"}
+    may_be_zero = {"beta_z", "beta_w", "beta", "alpha", "position_offset", "projection"}
     check_numbers(config, numbers - may_be_zero, numbers & may_be_zero)
     return settings, config
 

@@ -18,7 +18,8 @@ for line in sys.argv[1:]:
     package, module, model, config = line.split(",")
     found = importlib.import_module(f"{package}.models.{module}")
     settings = getattr(found, config)
-    sizes = {"width": 8, "feedforward": 8, "w_hidden": 8, "frames": 5, "sequences": 2}
+    sizes = {"width": 8, "feedforward": 8, "w_hidden": 8, "frames": 5, "sequences": 2, "projection": 4, "lanes": 2}
+    sizes |= {"symbols": ("a", "b")}
     small = {f.name: sizes[f.name] for f in dataclasses.fields(settings) if f.name in sizes}
     torch.manual_seed(0)
     model = getattr(found, model)(settings(bins=6, **small))
@@ -26,6 +27,10 @@ for line in sys.argv[1:]:
     batch = torch.rand(2, 5, 6)
     if model.batches == "segments":  # with N, and the rows of the table
         batch = types.SimpleNamespace(x=batch, count=torch.ones(2), row=torch.arange(2))
+    elif model.batches == "utterances":  # with a label for each frame, or two symbols for each utterance
+        counts = {"lengths": torch.tensor([5, 4]), "counts": torch.tensor([2, 1])}
+        labels = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 0, 0, -1]] if module == "acoustic" else [[1, 2], [2, 0]])
+        batch = types.SimpleNamespace(x=batch, labels=labels, first=torch.ones(2, dtype=torch.bool), **counts)
     losses = []
     for _ in range(3):
         torch.manual_seed(0)  # the same noise

@@ -14,7 +14,7 @@ from minidvae import audio, checkpoint
 from minidvae.batches import FeatureSegments, feature_segments
 from minidvae.corpus import load_corpus
 from minidvae.models import build_model
-from minidvae.models.base import Gaussian, SegmentEncoder, gaussian_log_likelihood
+from minidvae.models.base import Gaussian, SegmentEncoder, gaussian_log_likelihood, recurrent
 from minidvae.models.fhvae import FHVAE, SegmentBatch, prior
 from minidvae.recipes import RECIPES, SettingError, resolve
 
@@ -44,6 +44,16 @@ def test_parameter_counts_are_the_papers(architecture, width, millions):
     """Appendix D, Table 4: 80 bins, 20 frames, 16 dimensions each, the table of s-vectors left out."""
     model = build_model("fhvae", architecture=architecture, width=width)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+def test_a_plain_rnn_remembers_at_first():
+    """A change of the first frame, small enough for tanh to be linear, is gone after twenty others."""
+    torch.manual_seed(0)
+    network = recurrent("rnn", 5, 256)
+    zeros = torch.zeros(1, 20, 5)
+    touched = torch.cat([torch.full((1, 1, 5), 1e-2), zeros[:, 1:]], dim=1)
+    moved = (network(touched) - network(zeros)).norm(dim=-1)[0]
+    assert moved[-1] > 0.5 * moved[0]
 
 
 def test_log_likelihood_is_that_of_the_normal_distribution():

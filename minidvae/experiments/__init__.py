@@ -38,6 +38,10 @@ class Options:
     limit: int | None = None
     seed: int = 0
     trials: Path | None = None
+    recogniser: Path | None = None
+    clips: int | None = None
+    repeats: int | None = None
+    lexicon: Path | None = None
 
 
 def clear(folder: Path) -> None:

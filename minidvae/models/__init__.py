@@ -4,7 +4,9 @@ import dataclasses
 
 from torch import nn
 
+from .acoustic import Acoustic, AcousticConfig
 from .beta_vae import BetaVAE, BetaVAEConfig
+from .deepspeech2 import DeepSpeech2, DeepSpeech2Config
 from .dkf import DKF, DKFConfig
 from .dsae import DSAE, DSAEConfig
 from .fhvae import FHVAE, FHVAEConfig
@@ -27,6 +29,8 @@ MODELS = {
     "light_dvae": (LigHTDVAE, HiTConfig),
     "fhvae": (FHVAE, FHVAEConfig),
     "beta_vae": (BetaVAE, BetaVAEConfig),
+    "acoustic": (Acoustic, AcousticConfig),
+    "deepspeech2": (DeepSpeech2, DeepSpeech2Config),
 }
 
 

@@ -18,6 +18,8 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)  # of an output that is fed back as the past:
 LOG_FLOOR = 1e-6  # of the `log` input scale, on power, for waveforms with max|s| = 1
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
+Generators = torch.Generator | Sequence[torch.Generator] | None  # of random numbers: one, or one for each sequence
+
 
 class Gaussian(NamedTuple):
     """Diagonal Gaussian, each field (…, dimensions)."""
@@ -147,6 +149,9 @@ class RecurrentOutputs(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], inputs: int, width: int, layers: int):
         super().__init__()
         self.network = kind(inputs, width, layers, batch_first=True)
+        if kind is nn.RNN:  # PyTorch's own has a spectral radius of 0.58: what it reads is gone after a few frames
+            for _, w_hh, *_ in self.network.all_weights:
+                nn.init.orthogonal_(w_hh)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)[0]
@@ -201,6 +206,31 @@ def gaussian_log_likelihood(x: Tensor, p: Gaussian) -> Tensor:
     mean, log_variance = p.mean.float(), p.log_variance.float()
     squares = (x - mean).square() * torch.exp(-log_variance)
     return -0.5 * (math.log(2 * math.pi) + log_variance + squares).flatten(1).sum(-1)
+
+
+class FrameBatch(NamedTuple):
+    """Consecutive frames of many utterances, with a label each."""
+
+    x: Tensor  # (batch, frames, bins), features as they are
+    labels: Tensor  # (batch, frames) int64, −1 where there is no frame
+    first: Tensor  # (batch,) bool: here an utterance begins, the state of the batch before is not carried over
+
+
+class TranscriptBatch(NamedTuple):
+    """Whole utterances with what is said in them."""
+
+    x: Tensor  # (batch, frames, bins), features as they are, zeros after the end
+    lengths: Tensor  # (batch,) int64, frames
+    labels: Tensor  # (batch, longest) int64, symbols counted from 1, anything after the end
+    counts: Tensor  # (batch,) int64, symbols
+
+
+def ctc_loss(logits: Tensor, lengths: Tensor, batch: TranscriptBatch) -> Tensor:
+    """−log p(labels | x), summed over all alignments (Graves et al. 2006), per symbol, mean over the batch. Output 0 is
+    the blank. logits: (batch, frames, 1 + symbols), of which `lengths` count. Utterances with more symbols than
+    frames, which have no alignment, count 0."""
+    log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(log_probabilities, batch.labels, lengths, batch.counts, zero_infinity=True)
 
 
 def framewise(function: Callable, *sequences: Tensor) -> Tensor:
@@ -316,18 +346,26 @@ class DVAE(nn.Module):
             self.input_scale.fit(power)
             self.output.bias.copy_(power.flatten(0, -2).mean(0).clamp_min(1e-12).log())
 
-    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None):
+    def draw_noise(self, batch: int, frames: int, generator: Generators = None):
         """The standard-normal draws of one forward pass: (batch, frames, latent) for z; a pair of that and
         (batch, sequence latent) where there is a sequence latent. Drawn on the generator's device, so that
-        a CPU generator gives the same draws on every device."""
+        a CPU generator gives the same draws on every device. With a generator for each sequence, its draws are
+        the same in every batch; ValueError where there are not `batch` of them."""
+        each = isinstance(generator, Sequence)
+        if each and len(generator) != batch:
+            raise ValueError(f"{len(generator)} generators for {batch} sequences; expected one for each, or one")
         parameter = next(self.parameters())
-        source = generator.device if generator is not None else parameter.device
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=source, dtype=parameter.dtype).to(parameter.device)
+            noises = []
+            for one in generator if each else [generator]:
+                device = parameter.device if one is None else one.device
+                size = (1 if each else batch, *shape)
+                noises.append(torch.randn(size, generator=one, device=device, dtype=parameter.dtype))
+            return torch.cat(noises).to(parameter.device)
 
-        noise_z = normal(batch, frames, self.config.latent)
-        return (noise_z, normal(batch, self.config.w_latent)) if hasattr(self.config, "w_latent") else noise_z
+        noise_z = normal(frames, self.config.latent)
+        return (noise_z, normal(self.config.w_latent)) if hasattr(self.config, "w_latent") else noise_z
 
     def forward(self, x: Tensor, noise=None) -> DVAEOutput:
         """One pass over the power spectrum. The past is the true one, or in a share `own_past` the model's own."""
@@ -384,7 +422,7 @@ class DVAE(nn.Module):
     def resynthesise_from_own_past(self, x: Tensor, noise=None) -> Tensor:
         raise NotImplementedError
 
-    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         """n sequences drawn from the prior → log-variance (n, frames, bins)."""
         raise NotImplementedError
 
@@ -445,7 +483,7 @@ class AutoregressiveDVAE(DVAE):
         return self.unroll(torch.zeros_like(z[:, 0]), z.shape[1], lambda t, _: z[:, t])[0]
 
     @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         noise = self.draw_noise(n, frames, generator)
 
         def draw_z(t: int, prior: Gaussian | None) -> Tensor:

@@ -17,7 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import latent_scan
-from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, affine, framewise, mlp, past
+from .base import (
+    DVAE,
+    LSTM,
+    DVAEOutput,
+    Gaussian,
+    GaussianHead,
+    Generators,
+    RecurrentConfig,
+    affine,
+    framewise,
+    mlp,
+    past,
+)
 
 
 @dataclass
@@ -90,7 +102,7 @@ class DKF(DVAE):
         return g.unflatten(-1, (-1, self.config.rnn)).sum(-2)
 
     @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         noise = self.draw_noise(n, frames, generator)
         z = [torch.zeros_like(noise[:, 0])]
         for t in range(frames):

@@ -16,7 +16,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, framewise, mlp, past, per_frame
+from .base import (
+    DVAE,
+    LSTM,
+    DVAEOutput,
+    Gaussian,
+    GaussianHead,
+    Generators,
+    RecurrentConfig,
+    framewise,
+    mlp,
+    past,
+    per_frame,
+)
 
 
 @dataclass
@@ -81,7 +93,7 @@ class DSAE(DVAE):
         return self.likelihood(w, z)
 
     @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         noise, v = self.draw_noise(n, frames, generator)
         z, state = [torch.zeros_like(noise[:, 0])], None
         for t in range(frames):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, past, per_frame
+from .base import DVAE, LSTM, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, Generators, past, per_frame
 
 VARIANTS = ("plain", "inv_s", "inv_s_nr")
 
@@ -265,7 +265,7 @@ class HiTDVAE(DVAE):
         return self.unroll(w, positions, lambda t, *_: z[:, t : t + 1])
 
     @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         noise_z, w = self.draw_noise(n, frames, generator)
         positions, caches = self.positions(frames), self.decoders[-1].caches(frames)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import latent_scan
-from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, affine, framewise, mlp
+from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, Generators, RecurrentConfig, affine, framewise, mlp
 
 
 @dataclass
@@ -75,7 +75,7 @@ class RVAE(DVAE):
         return DVAEOutput(self.likelihood(z), z, q_z)
 
     @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         return self.likelihood(self.draw_noise(n, frames, generator))
 
     def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:

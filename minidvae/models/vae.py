@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, mlp
+from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Generators, mlp
 
 
 @dataclass
@@ -32,5 +32,5 @@ class VAE(DVAE):
         return DVAEOutput(self.output(self.decoder(z)), z, q_z)
 
     @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         return self.output(self.decoder(self.draw_noise(n, frames, generator)))

@@ -1,0 +1,60 @@
+"""Generation (LigHT-DVAE paper, Table 3): seven trainings with one budget, then the distance of each to real speech.
+
+    python train.py --model deepspeech2 --run runs/deepspeech2                         the features it is measured on
+    python bench/generation.py --recogniser runs/deepspeech2 --recipe quick            built-in corpus
+    python bench/generation.py --recogniser RUN --recipe light2023 --data ~/VoiceBank --set frames=100
+
+SRNN is trained on the true past (TF, teacher forcing) and by scheduled sampling (SS); HiT-DVAE and LigHT-DVAE as their
+recipe says, in light2023 on the true past. A contact sheet shows clips of all models under test clips. Started again,
+the study goes on where it was interrupted.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from study import arguments, evaluate_all, train_all
+
+from minidvae.command_line import as_json, run, write
+from minidvae.experiments import Options, generation
+
+MODELS = {  # as in the paper's table
+    "VAE": ["--model", "vae"],
+    "DKF": ["--model", "dkf"],
+    "RVAE": ["--model", "rvae"],
+    "SRNN-SS": ["--model", "srnn", "--set", "own_past=0.1,1"],
+    "SRNN-TF": ["--model", "srnn", "--set", "own_past=0,0"],
+    "HiT-DVAE": ["--model", "hit_dvae"],
+    "LigHT-DVAE": ["--model", "light_dvae"],
+}
+
+
+def main() -> None:
+    recogniser = {"type": Path, "required": True, "metavar": "RUN", "help": "run folder of a deepspeech2"}
+    count = {"type": int, "help": "as of evaluate.py"}
+    both = {"device": {"help": "of trainings and evaluation"}, "seed": {"help": "of trainings and evaluation"}}
+    args, common = arguments(__doc__, "runs/generation", recogniser=recogniser, clips=count, repeats=count, **both)
+
+    def given(*names: str) -> list[str]:
+        pairs = [(f"--{name}", getattr(args, name)) for name in names]
+        return [str(part) for flag, value in pairs if value is not None for part in (flag, value)]
+
+    measured = Options(recogniser=args.recogniser, clips=args.clips, repeats=args.repeats)
+    generation.recogniser_of(measured, torch.device("cpu"))  # what is wrong with them comes before the trainings
+    runs = train_all(MODELS, args.runs, [*common, *given(*both)])
+    flags = ["--task", "generation", *given("recogniser", "clips", "repeats", "limit", *both)]
+    results = evaluate_all(runs, flags)
+    write(args.runs / "results.json", as_json(results))
+    sheet = args.runs / generation.SHEET
+    shutil.copyfile(next(iter(runs.values())) / "eval" / "generation" / generation.SHEET, sheet)
+    print(f"\nAll numbers: {args.runs}/results.json, clips of all models: {sheet}\n")
+    first = next(iter(results.values()))
+    print(generation.table(results | first["real"]))
+    print("\nThe paper's, on VoiceBank, 10,240 clips, features of another network (compare the order, not the values):")
+    paper = {title: pair for rows in generation.PUBLISHED.values() for title, pair in rows.items()}
+    for title, (mean, deviation) in (paper | generation.PUBLISHED_TEST).items():
+        print(f"{title:<20}{mean:>8.2f} ± {deviation:.2f}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -5,6 +5,7 @@
     python evaluate.py runs/A --task verification     # or generation, exchange, transformation, recognition
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -106,9 +107,8 @@ def main() -> None:
         target = (folder if "plan" in content else RUNS / folder.resolve().name) / "eval" / task
         names = (folder, content["model"], model.eval(), stft, content, data)
         runs.append(Run(*names, corpora[data], tests[data], target))
-    of_all = (args.split, args.mode, args.limit, args.seed)
-    of_one = (args.trials, args.recogniser, args.clips, args.repeats, args.lexicon)
-    results = TASKS[task].run(runs, Options(*of_all, *of_one))
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    results = TASKS[task].run(runs, options)
     if args.json:
         write(args.json, as_json(results))
 

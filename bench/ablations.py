@@ -36,7 +36,7 @@ def main() -> None:
         for variant, suffix in VARIANTS.items()
     }
     runs = study.train_all(variants, arguments.runs, common)
-    limit = [] if arguments.limit is None else ["--limit", arguments.limit]
+    limit = study.given(arguments, "limit")
     results = {mode: study.evaluate_all(runs, ["--mode", flag, *limit]) for mode, flag in MODES.items()}
     write(arguments.runs / "results.json", as_json(results))
     print(f"\nAll numbers: {arguments.runs}/results.json. Past frames: GEN the model's own, GT the true ones.\n")

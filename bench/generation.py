@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from study import arguments, evaluate_all, train_all
+from study import arguments, evaluate_all, given, train_all
 
 from minidvae.command_line import as_json, run, write
 from minidvae.experiments import Options, generation
@@ -35,14 +35,10 @@ def main() -> None:
     both = {"device": {"help": "of trainings and evaluation"}, "seed": {"help": "of trainings and evaluation"}}
     args, common = arguments(__doc__, "runs/generation", recogniser=recogniser, clips=count, repeats=count, **both)
 
-    def given(*names: str) -> list[str]:
-        pairs = [(f"--{name}", getattr(args, name)) for name in names]
-        return [str(part) for flag, value in pairs if value is not None for part in (flag, value)]
-
     measured = Options(recogniser=args.recogniser, clips=args.clips, repeats=args.repeats)
     generation.recogniser_of(measured, torch.device("cpu"))  # what is wrong with them comes before the trainings
-    runs = train_all(MODELS, args.runs, [*common, *given(*both)])
-    flags = ["--task", "generation", *given("recogniser", "clips", "repeats", "limit", *both)]
+    runs = train_all(MODELS, args.runs, [*common, *given(args, *both)])
+    flags = ["--task", "generation", *given(args, "recogniser", "clips", "repeats", "limit", *both)]
     results = evaluate_all(runs, flags)
     write(args.runs / "results.json", as_json(results))
     sheet = args.runs / generation.SHEET

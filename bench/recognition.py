@@ -12,7 +12,7 @@ hear all of it as it was before. A training that was interrupted goes on when ca
 
 from pathlib import Path
 
-from study import arguments, evaluate_all, train_all
+from study import arguments, evaluate_all, given, train_all
 
 from minidvae.command_line import run
 from minidvae.corpus import CONDITIONS_OF, load_corpus
@@ -67,11 +67,11 @@ def main() -> None:
     data = args.data or DATA[args.table]
     check(data, args)
     folder, extractors = args.runs / f"table-{args.table}", EXTRACTORS[args.table]
-    given = {"fhvae": args.extractor.absolute()} if args.extractor else {}
-    training = {title: flags for title, flags in extractors.items() if title not in given}
+    trained = {"fhvae": args.extractor.absolute()} if args.extractor else {}
+    training = {title: flags for title, flags in extractors.items() if title not in trained}
     if training:
         flags = [*common, "--data", data, *settings(args.extractor_steps, args.extractor_set)]
-        given |= train_all(training, folder / "extractors", flags)
+        trained |= train_all(training, folder / "extractors", flags)
 
     variants = {}
     for title, (domain, extractor, latent) in ROWS[args.table].items():
@@ -79,13 +79,11 @@ def main() -> None:
         if domain == "clean" and data.startswith(CONDITIONS_OF):
             heard, domain = data.removeprefix(CONDITIONS_OF), ""
         pairs = [f"domain={domain}"] if domain else []
-        pairs += [f"extractor={given[extractor].absolute()}", f"latent={latent}"] if extractor else []
+        pairs += [f"extractor={trained[extractor].absolute()}", f"latent={latent}"] if extractor else []
         variants[title] = ["--model", "acoustic", "--data", heard, *settings(None, pairs)]
     flags = [*common, *settings(args.recogniser_steps, args.recogniser_set)]
     runs = train_all(variants, folder / "recognisers", flags)
-    optional = {"--limit": args.limit, "--lexicon": args.lexicon}
-    flags = [part for flag, value in optional.items() if value for part in (flag, value)]
-    evaluate_all(runs, ["--task", "recognition", "--data", data, *flags])
+    evaluate_all(runs, ["--task", "recognition", "--data", data, *given(args, "limit", "lexicon")])
 
 
 def check(data: str, args) -> None:

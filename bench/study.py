@@ -31,6 +31,12 @@ def arguments(
     return parser.parse_known_args()
 
 
+def given(args: argparse.Namespace, *names: str) -> list[str]:
+    """The flags of these names that the user gave, as another script takes them."""
+    pairs = [(f"--{name}", getattr(args, name)) for name in names]
+    return [str(part) for pair in pairs if pair[1] is not None for part in pair]
+
+
 def train_all(variants: dict[str, list[str]], folder: Path, common: list[str]) -> dict[str, Path]:
     """Train every variant with train.py, one after the other; a run that was interrupted goes on, a finished one stays.
 

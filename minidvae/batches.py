@@ -9,7 +9,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -104,13 +104,9 @@ class FeatureSegments:
         """Mean and standard deviation per bin over the whole training set, (bins,) each."""
         recipe = self.recipe
         index = feature_segments(self.index.corpus, recipe, shift=recipe.frames)
-        count, total, squares = 0, 0.0, 0.0
         steps = index.in_order(4 * recipe.batch)
-        for _, cuts in tqdm(steps, "statistics", -(-len(index) // (4 * recipe.batch)), leave=False, disable=None):
-            frames = self.features(cuts).flatten(0, 1).double()
-            count, total, squares = count + len(frames), total + frames.sum(0), squares + frames.square().sum(0)
-        mean = total / count
-        return mean, (squares / count - mean.square()).clamp_min(0).sqrt()
+        steps = tqdm(steps, "statistics", -(-len(index) // (4 * recipe.batch)), leave=False, disable=None)
+        return mean_and_deviation(self.features(cuts).flatten(0, 1) for _, cuts in steps)
 
     def choose(self, step: int) -> np.ndarray:
         """The sequences that the rows of the table stand for at a step, (rows,)."""
@@ -170,6 +166,16 @@ class FeatureSegments:
             yield SegmentBatch(x, counts, None, None if s_vectors is None else s_vectors[rows]), len(x)
 
 
+def mean_and_deviation(pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Per bin, in float64, over all frames of pieces (frames, bins): (bins,) each"""
+    count, total, squares = 0, 0.0, 0.0
+    for frames in pieces:
+        frames = frames.double()
+        count, total, squares = count + len(frames), total + frames.sum(0), squares + frames.square().sum(0)
+    mean = total / count
+    return mean, (squares / count - mean.square()).clamp_min(0).sqrt()
+
+
 def among(index: Segments, chosen: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of segments counted through the chosen sequences only, `ends` their ends in that count: the row in `chosen` of
     each, and its number in the index."""
@@ -223,14 +229,13 @@ class Utterances:
         """Mean and deviation of the features, the symbols to be told apart, and how often each is: a model that has
         been trained before (not `fresh`) keeps them."""
         if fresh:
-            frames, symbols, total, squares = self.recipe.targets == "frames", Counter(), 0.0, 0.0
-            for i in tqdm(self.used, "statistics", leave=False, disable=None):
-                x, utterance = self.features[i].double(), self.corpus.utterances[i]
-                total, squares = total + x.sum(0), squares + x.square().sum(0)
+            frames, symbols = self.recipe.targets == "frames", Counter()
+            for i in self.used:
+                utterance = self.corpus.utterances[i]
                 symbols.update(frame_labels(utterance) if frames else transcript(utterance, self.recipe.targets))
             model.build(self.features.bins, tuple(sorted(symbols)))
-            mean = total / self.lengths.sum()
-            model.standardise.set(mean, (squares / self.lengths.sum() - mean.square()).clamp_min(0).sqrt())
+            used = tqdm(self.used, "statistics", leave=False, disable=None)
+            model.standardise.set(*mean_and_deviation(self.features[i] for i in used))
             if frames:
                 shares = torch.tensor([symbols[symbol] for symbol in model.config.symbols]) / symbols.total()
                 model.log_priors.copy_(shares.log())

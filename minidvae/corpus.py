@@ -142,13 +142,13 @@ class Corpus:
         rows = [(u.name, u.split, u.start, u.length, *u.trim) for u in self.utterances]
         if self.clean is not None:
             rows = [(*row, u.condition) for row, u in zip(rows, self.utterances, strict=True)]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return _digest(rows)
 
     @property
     def labels_fingerprint(self) -> str:
         """Changes with what is known of any utterance: text, phones, speaker, sex, condition."""
         rows = [(u.speaker, u.text, u.phones, u.sex, u.condition) for u in self.utterances]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return _digest(rows)
 
     @property
     def seconds(self) -> float:
@@ -160,6 +160,10 @@ class Corpus:
         u = self.utterances[i]
         first, stop = u.trim if trim else (0, u.length)
         return _unpack(self.packed[u.start + first : u.start + stop])
+
+
+def _digest(rows: list[tuple]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def _unpack(samples: np.ndarray) -> np.ndarray:

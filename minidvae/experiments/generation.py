@@ -188,7 +188,7 @@ def greedy_errors(run: Run) -> decoding.Errors:
     for utterance, output in zip(run.test.utterances, outputs(run, run.test, recipe), strict=True):
         heard = [symbols[number] for number in decoding.ctc_greedy(output)]
         said = transcript(utterance, recipe.targets)
-        errors += decoding.align(*(scored(s, recipe, run.model.config.symbols) for s in (said, heard)))
+        errors += decoding.align(*(scored(s, recipe, symbols) for s in (said, heard)))
     return errors
 
 

@@ -85,6 +85,8 @@ def main() -> None:
     whole = model.batches == "utterances" and recipe.targets != "frames"
     size = f"{recipe.batch} utterances" if whole else f"{recipe.batch} × {recipe.frames} frames"
     print(f"{size} out of {training.seconds / 60:.1f} minutes. Results: {folder}/")
+    if plan["precision"] == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        print("bf16 is many times slower than fp32 on this CPU, which has no instructions for it.")
     if batches.skipped:
         print(f"{batches.skipped} utterances are {batches.unused} and are not used.")
     train(model, recipe, plan, batches, development, device, folder, state)

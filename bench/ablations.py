@@ -1,17 +1,26 @@
-"""Ablations of HiT-DVAE and LigHT-DVAE (LigHT-DVAE paper, Table 2): six trainings with one budget, then one table.
+"""Ablations of HiT-DVAE and LigHT-DVAE (LigHT-DVAE paper, Table 2): six trainings with one budget, then two tables.
 
-    python bench/ablations.py --recipe quick --steps 1500 --set own_past=0,0                # built-in corpus
-    python bench/ablations.py --data ~/VoiceBank --recipe light2023 --set frames=100        # as in the paper
+    python bench/ablations.py --recipe quick --steps 1500 --set own_past=0,0 input_scale=power      # built-in corpus
+    python bench/ablations.py --data ~/VoiceBank --recipe light2023 --set frames=100                # as in the paper
 
 Inv-s: x makes the queries of the likelihood's decoder, and z the keys and values. Inv-s-NR: the same without residual
-connections. GEN: each frame is decoded from the model's own past, GT: from the true one. Started again, the study goes
-on where it was interrupted.
+connections. GEN: each frame is decoded from the model's own past, GT: from the true one. The second table says why the
+two modes differ or not: what the decoder makes of its latents when it is given the past of other speech. Started again,
+the study goes on where it was interrupted.
 """
 
-import study
+from pathlib import Path
 
-from minidvae.command_line import as_json, run, write
+import study
+import torch
+
+from minidvae.checkpoint import load_run
+from minidvae.command_line import as_json, choose_device, run, write
+from minidvae.corpus import load_corpus, segments
 from minidvae.experiments import resynthesis
+from minidvae.experiments.transformation import table
+from minidvae.kernels import is_divergence
+from minidvae.models.base import past
 
 NAMES = {"hit_dvae": "HiT-DVAE", "light_dvae": "LigHT-DVAE"}
 VARIANTS = {"plain": "", "inv_s": "-Inv-s", "inv_s_nr": "-Inv-s-NR"}
@@ -28,6 +37,36 @@ PUBLISHED = {
 }
 
 
+# Pieces of test utterances, given three pasts
+PASTS = ("true past", "own past", "another's past")
+
+
+@torch.no_grad()
+def divergences(folder: Path, limit: int | None) -> dict[str, float]:
+    """The Itakura-Saito divergence of a frame of test speech, the median, when the latents of pieces as long as those
+    of the training are decoded from each of PASTS. Another's: that of the piece which is half a batch away."""
+    model, stft, content = load_run(folder, choose_device("auto"))
+    plan, device = content["plan"], model.output.weight.device
+    test = load_corpus(plan["data"], progress=False, note=lambda _: None).split("test")
+    test = test.spread(limit) if limit else test
+    model.eval()
+    torch.manual_seed(0)
+    values = {name: [] for name in PASTS}
+    for waveforms in segments(test, stft.samples(plan["recipe"]["frames"]), 64):
+        x = stft.power(waveforms.to(device))
+        inputs, positions, _, w, _, z = model.infer(x, None)
+        true = past(inputs)
+        another = true.roll(len(x) // 2, 0)
+        log_variances = (
+            model.likelihood(z, w, true, positions),
+            model.decode(z, w, positions),
+            model.likelihood(z, w, another, positions),
+        )
+        for name, log_variance in zip(PASTS, log_variances, strict=True):
+            values[name].append(is_divergence(x, log_variance).flatten())
+    return {name: torch.cat(frames).median().item() for name, frames in values.items()}
+
+
 def main() -> None:
     arguments, common = study.arguments(__doc__, "runs/ablations")
     variants = {
@@ -38,9 +77,13 @@ def main() -> None:
     runs = study.train_all(variants, arguments.runs, common)
     limit = study.given(arguments, "limit")
     results = {mode: study.evaluate_all(runs, ["--mode", flag, *limit]) for mode, flag in MODES.items()}
-    write(arguments.runs / "results.json", as_json(results))
+    read = {title: divergences(folder, arguments.limit) for title, folder in runs.items()}
+    write(arguments.runs / "results.json", as_json(results | {"divergence": read}))
     print(f"\nAll numbers: {arguments.runs}/results.json. Past frames: GEN the model's own, GT the true ones.\n")
     print(resynthesis.table({f"{mode} {title}": row for mode, rows in results.items() for title, row in rows.items()}))
+    rows = [[title, *(f"{row[name]:.0f}" for name in PASTS)] for title, row in read.items()]
+    print(f"\n{table(['Itakura-Saito divergence of a frame', *PASTS], rows)}")
+    print("\nWhere another's past costs nothing, the decoder does not read it, and its own cannot lead it astray.")
     print("\nThe paper's SI-SDR on VoiceBank, GEN and GT (values compare on that corpus only):")
     for title, (generation, truth) in PUBLISHED.items():
         print(f"{title:<20}{generation:>6}{truth:>6}")

@@ -1,6 +1,7 @@
 """HiT-DVAE and LigHT-DVAE at the paper's size, 513 bins: a training step, and resynthesis from the own past.
 
     python bench/transformer.py                                     # fp32 and bf16
+    python bench/transformer.py --precisions fp32                   # for CPUs without instructions for bf16
     python bench/transformer.py --compile --csv transformer.csv     # also through torch.compile
 
 A step is forward, loss and backward. Its FLOPs are those that its matrix products need, counted layer by layer, causal
@@ -70,7 +71,8 @@ def training_step(name: str, arguments: argparse.Namespace, device: torch.device
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=device)
     count, calls = flops(model, x), {}
-    for precision, dtype in PRECISIONS.items():
+    for precision in arguments.precisions:
+        dtype = PRECISIONS[precision]
         calls[precision] = partial(step, model, model.loss, x, dtype)
         if arguments.compile:
             calls[f"{precision} compiled"] = partial(step, model, torch.compile(model.loss, fullgraph=True), x, dtype)
@@ -79,7 +81,7 @@ def training_step(name: str, arguments: argparse.Namespace, device: torch.device
         seconds(call, device)  # warm
     medians = median_seconds(calls, device, arguments.repeats)
     rows = []
-    for precision in PRECISIONS:
+    for precision in arguments.precisions:
         rate, best = count / medians[precision], 2 * size**3 / medians[f"{precision} product"]
         row = {"model": name, "precision": precision, "ms": f"{1e3 * medians[precision]:.0f}"}
         row |= {"GFLOP": f"{count / 1e9:.0f}", "GFLOP/s": f"{rate / 1e9:.0f}"}
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="NAME")
     parser.add_argument("--compile", action="store_true", help="time the step through torch.compile as well")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--csv", type=Path, help="write the table of the training steps to this file as well")
@@ -138,7 +141,7 @@ def main() -> None:
     rows = []
     for name in arguments.models:
         rows += training_step(name, arguments, device)
-        for row in rows[-len(PRECISIONS) :]:
+        for row in rows[-len(arguments.precisions) :]:
             print_row(STEP, row, {"model": 10})
     if arguments.csv:
         write_csv(arguments.csv, STEP, rows)

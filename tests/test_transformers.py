@@ -10,7 +10,7 @@ import torch
 from doors import ROOT, surroundings  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidvae import metrics
+from minidvae import checkpoint, metrics
 from minidvae.audio import SAMPLE_RATE, STFT
 from minidvae.corpus import CorpusError, load_corpus
 from minidvae.experiments import Options, Run, exchange, resynthesis
@@ -255,3 +255,20 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert calls == [[*begin, "vae", *one], [*begin, "dkf", *two], resumed, [*begin, "dkf", *two]]
     with pytest.raises(SettingError, match="other flags"):
         train(["--steps", "9"])
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_a_decoder_makes_of_other_pasts(reads, speech, tmp_path, monkeypatch):
+    """One whose cross-attention is shut must give the same from every past; one that reads it must not."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    monkeypatch.setenv("MINIDVAE_CACHE", str(tmp_path / "cache"))
+    import ablations
+
+    model = small(bins=513, input_scale="root")
+    for block in model.decoders[0].blocks:
+        block.cross_attention.output.weight.data *= 3.0 * reads
+    plan = {"data": str(speech), "recipe": {"frames": 20}}
+    checkpoint.save(tmp_path / "best.pt", "light_dvae", model, STFT(), plan=plan)
+    found = ablations.divergences(tmp_path, limit=None)
+    assert list(found) == list(ablations.PASTS)
+    assert all(value == pytest.approx(found["true past"], rel=1e-4) for value in found.values()) != reads

@@ -91,6 +91,8 @@ class LSTM(nn.RNNBase):
         """The outputs, and h after the last step of each layer and direction, (layers · directions, batch, width)."""
         if torch.compiler.is_compiling() or x.is_cuda and self.hidden_size in self.SCANNED_ON_GPU:
             return self.scan(x)
+        if torch.is_autocast_enabled(x.device.type):  # else PyTorch takes a kernel by the type before the cast, and
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # fails on CPUs that have none for bf16
         zeros = x.new_zeros(self.num_layers * (1 + self.bidirectional), len(x), self.hidden_size)
         weights = [tensor for cell in self.all_weights for tensor in cell]
         order = x.flip(1) if self.reverse else x

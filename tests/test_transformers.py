@@ -1,6 +1,7 @@
 """HiT-DVAE and LigHT-DVAE beyond the contract: batches of utterances, long ones, compiled, in bf16; exchange of w."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -174,15 +175,19 @@ def voice(f0: float, formant: float, frames: int = 20) -> torch.Tensor:
 def test_how_far_an_exchange_follows_w():
     """0 where it stays with z's utterance, 1 where it goes to w's, between them for a voice between them."""
     low, high, middle = voice(110, 500), voice(210, 1500), voice(150, 900)
-    stays, goes = exchange.compare(low, high, low, STFT()), exchange.compare(low, high, high, STFT())
-    between = exchange.compare(low, high, middle, STFT())
+    stays, goes, between = (exchange.compare(low, high, here, low, STFT()) for here in (low, high, middle))
     for measure in ("spectrum", "f0"):
         assert stays[f"{measure}_follows_w"] == 0 and goes[f"{measure}_follows_w"] == 1
         assert 0.2 < between[f"{measure}_follows_w"] < 0.8
+        assert between[f"{measure}_own_speaker"] == 0
+        moved = exchange.compare(low, high, low, middle, STFT())
+        assert moved[f"{measure}_own_speaker"] == between[f"{measure}_from_z"] > 0
     assert stays["f0_between"] == pytest.approx(np.log(210 / 110), abs=0.01)
     assert between["f0_follows_w"] == pytest.approx(np.log(150 / 110) / np.log(210 / 110), abs=0.02)
-    assert np.isnan(exchange.compare(low, voice(112, 1500), high, STFT())["f0_follows_w"])  # too near to tell
-    assert exchange.compare(low, high + 3.0, low - 2.0, STFT())["spectrum_follows_w"] < 1e-3  # loudness is no speaker
+    near = voice(112, 1500)
+    assert np.isnan(exchange.compare(low, near, high, low, STFT())["f0_follows_w"])  # too near to tell
+    louder = exchange.compare(low, high + 3.0, low - 2.0, low, STFT())
+    assert louder["spectrum_follows_w"] < 1e-3  # loudness is no speaker
 
 
 @pytest.mark.parametrize("name", ["light_dvae", "dsae"])
@@ -198,7 +203,7 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
 
     with torch.no_grad():
         a, b = (exchange.analyse(run, index, 0) for index in (0, len(test) - 1))
-        own_a, own_b, a_with_b, b_with_a = exchange.exchange(model, a, b)
+        own_a, own_b, a_with_b, b_with_a = exchange.decode(model, [(a, a), (b, b), (a, b), (b, a)])
         for speech_of, own in ((a, own_a), (b, own_b)):
             seed = resynthesis.seed_of(0, speech_of.utterance.name)
             ((_, expected),) = resynthesis.resynthesise(model, STFT(), [speech_of.waveform], "generation", [seed])
@@ -212,6 +217,7 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
     for row in result["exchanges"]:
         speakers = {u.name: u.speaker for u in test.utterances}
         assert speakers[row["z"]] != speakers[row["w"]] and 0 <= row["spectrum_follows_w"] <= 1
+        assert row["spectrum_own_speaker"] > 0
     first = result["exchanges"][0]
     exchanged = f"z-{first['z']}--w-{first['w']}"
     files = {path.name for path in (tmp_path / "eval").iterdir()}
@@ -221,6 +227,8 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
 def test_exchange_needs_two_speakers(speech, tmp_path):
     corpus = load_corpus(speech, progress=False)
     one = corpus.split("dev")  # of one speaker
+    first = replace(one, utterances=one.utterances[:1])
+    assert [exchange.another(one, 0), exchange.another(one, 1), exchange.another(first, 0)] == [1, 0, 0]
     run = Run(tmp_path, "light_dvae", small(bins=513), STFT(), {}, str(speech), corpus, one, tmp_path / "eval")
     with pytest.raises(CorpusError, match="one speaker"):
         exchange.evaluate(run)

@@ -2,7 +2,8 @@
 LigHT-DVAE paper). For DSAE, w is its v.
 
 Two measures of the speaker tell what w holds: the mean log-spectrum and F0. Where w holds none of it the exchanged
-utterance stays where the one is that its z came from, where w holds all of it it goes where the other one is.
+utterance stays where the one is that its z came from, where w holds all of it it goes where the other one is. To
+compare with, a w of another utterance of the same speaker: where it moves one as far, w is not the speaker's.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from .. import audio, figures, metrics
 from ..audio import STFT
 from ..command_line import as_json, write
-from ..corpus import CorpusError, Utterance
+from ..corpus import Corpus, CorpusError, Utterance
 from ..models.base import DVAE, LOG_VARIANCE_RANGE
 from . import Options, Run, clear
 from .resynthesis import seed_of
@@ -35,10 +36,12 @@ COLUMNS = {  # measure: heading, decimals
     "spectrum_from_z": ("to z's", 2),
     "spectrum_from_w": ("to w's", 2),
     "spectrum_follows_w": ("follows w", 3),
+    "spectrum_own_speaker": ("own speaker's w", 2),
     "f0_between": ("F0, ln Hz", 3),
     "f0_from_z": ("to z's", 3),
     "f0_from_w": ("to w's", 3),
     "f0_follows_w": ("follows w", 3),
+    "f0_own_speaker": ("own speaker's w", 3),
 }
 
 
@@ -66,6 +69,7 @@ def run(runs: list[Run], options: Options) -> list[dict]:
     print(f"\n{table(['', *(heading for heading, _ in COLUMNS.values())], rows)}")
     print("\nMean ± standard error over exchanges. First the distance between two reconstructed utterances, then")
     print("from z of one with w of the other to each. Follows w: 0 where that stays with z, 1 where it goes with w.")
+    print("Own speaker's w: the distance to z's that a w of another utterance of the same speaker makes.")
     return list(results.values())
 
 
@@ -91,9 +95,16 @@ def evaluate(run: Run, seed: int = 0) -> dict:
     rows = []
     for number, pair in enumerate(tqdm(pairs, "exchange", unit="pair", disable=None)):
         a, b = (analyse(run, index, seed) for index in pair)
-        own_a, own_b, a_with_b, b_with_a = exchange(run.model, a, b)
-        for z, w, own_z, own_w, exchanged in ((a, b, own_a, own_b, a_with_b), (b, a, own_b, own_a, b_with_a)):
-            rows.append({"z": z.utterance.name, "w": w.utterance.name} | compare(own_z, own_w, exchanged, run.stft))
+        again_a, again_b = (analyse(run, another(run.test, index), seed) for index in pair)
+        latents = [(a, a), (b, b), (a, b), (b, a), (a, again_a), (b, again_b)]
+        own_a, own_b, a_with_b, b_with_a, near_a, near_b = decode(run.model, latents)
+        for z, w, again, *decoded in (
+            (a, b, again_a, own_a, own_b, a_with_b, near_a),
+            (b, a, again_b, own_b, own_a, b_with_a, near_b),
+        ):
+            rows.append({"z": z.utterance.name, "w": w.utterance.name} | compare(*decoded, run.stft))
+            if again.utterance is z.utterance:
+                rows[-1] |= dict.fromkeys(("spectrum_own_speaker", "f0_own_speaker"), np.nan)
         if number < EXAMPLES:
             keep(run, a, b, (own_a, own_b, a_with_b, b_with_a), run.target, seed)
     measures = [{name: row[name] for name in COLUMNS} for row in rows]
@@ -109,25 +120,32 @@ def analyse(run: Run, index: int, seed: int) -> Speech:
     return Speech(utterance, waveform, spectrum, output.z, output.w)
 
 
-def exchange(model: DVAE, a: Speech, b: Speech) -> list[Tensor]:
-    """The log-variances (frames, bins) of A and of B, of A's z with B's w, and of B's z with A's w."""
-    z = pad_sequence([a.z[0], b.z[0]], batch_first=True).repeat(2, 1, 1)
-    decoded = model.decode(z, torch.cat([a.w, b.w, b.w, a.w])).clamp(*LOG_VARIANCE_RANGE)
-    return [log_variance[: len(s.spectrum)] for log_variance, s in zip(decoded, (a, b, a, b), strict=True)]
+def another(test: Corpus, index: int) -> int:
+    """The next utterance of the same speaker; `index` where there is no other."""
+    order = [(index + k) % len(test) for k in range(1, len(test) + 1)]
+    return next(k for k in order if test.utterances[k].speaker == test.utterances[index].speaker)
 
 
-def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, stft: STFT) -> dict[str, float]:
-    """Where an exchanged utterance is between the two that its z and its w came from, all log-variances."""
+def decode(model: DVAE, latents: list[tuple[Speech, Speech]]) -> list[Tensor]:
+    """The log-variances (frames, bins) of the z of one utterance with the w of one, for each such pair."""
+    z = pad_sequence([z.z[0] for z, _ in latents], batch_first=True)
+    decoded = model.decode(z, torch.cat([w.w for _, w in latents])).clamp(*LOG_VARIANCE_RANGE)
+    return [log_variance[: len(z.spectrum)] for log_variance, (z, _) in zip(decoded, latents, strict=True)]
+
+
+def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, same: Tensor, stft: STFT) -> dict[str, float]:
+    """Where an exchanged utterance is between the two that its z and its w came from, and how far `same` is from the
+    first, its z with a w of the same speaker; all log-variances."""
     row = {}
     for name, measure, distance, least in (
         ("spectrum", mean_log_spectrum, lambda a, b: (a - b).square().mean().sqrt(), 0.0),
         ("f0", lambda log_variance: log_f0(log_variance, stft), lambda a, b: (a - b).abs(), LEAST),
     ):
-        z, w, here = (measure(log_variance) for log_variance in (own_z, own_w, exchanged))
+        z, w, here, near = (measure(log_variance) for log_variance in (own_z, own_w, exchanged, same))
         between, from_z, from_w = float(distance(z, w)), float(distance(here, z)), float(distance(here, w))
         follows = from_z / (from_z + from_w) if between > least else float("nan")
         row |= {f"{name}_between": between, f"{name}_from_z": from_z, f"{name}_from_w": from_w}
-        row |= {f"{name}_follows_w": follows}
+        row |= {f"{name}_follows_w": follows, f"{name}_own_speaker": float(distance(near, z))}
     return row
 
 

@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, help=clips)
     repeats = f"generation: how often all clips are drawn (default: {repeats}, on a GPU {more_repeats})"
     parser.add_argument("--repeats", type=int, help=repeats)
+    w = "generation: what a sequence latent is drawn from, N(0, I) or a Gaussian fitted to posteriors (default: prior)"
+    parser.add_argument("--w", choices=generation.W, help=w)
     lexicon = "recognition: file of lines `word phone phone …` (default: the built-in corpus's own; else no words)"
     parser.add_argument("--lexicon", type=Path, help=lexicon)
     parser.add_argument("--json", type=Path, help="also write all results to this file")
@@ -85,7 +87,7 @@ def main() -> None:
             raise SettingError(f"{folder}: no task is for a {content['model']}; its z are features for another model")
     task = args.task or next(name for name, module in TASKS.items() if loaded[0][-1]["model"] in module.MODELS)
     only_for = {"trials": "verification", "lexicon": "recognition"}
-    for flag, only in (only_for | dict.fromkeys(("recogniser", "clips", "repeats"), "generation")).items():
+    for flag, only in (only_for | dict.fromkeys(("recogniser", "clips", "repeats", "w"), "generation")).items():
         if getattr(args, flag) is not None and task != only:
             raise SettingError(f"--{flag}: is for --task {only}, not {task}")
     if args.mode != "generation" and task != "resynthesis":

@@ -5,8 +5,8 @@
 
 Inv-s: x makes the queries of the likelihood's decoder, and z the keys and values. Inv-s-NR: the same without residual
 connections. GEN: each frame is decoded from the model's own past, GT: from the true one. The second table says why the
-two modes differ or not: what the decoder makes of its latents when it is given the past of other speech. Started again,
-the study goes on where it was interrupted.
+two differ or not: what the decoder makes of a piece of speech when it is given the past, the z or the w of another one.
+Started again, the study goes on where it was interrupted.
 """
 
 from pathlib import Path
@@ -37,32 +37,33 @@ PUBLISHED = {
 }
 
 
-# Pieces of test utterances, given three pasts
-PASTS = ("true past", "own past", "another's past")
+GIVEN = ("all its own", "generated past", "past of another", "z of another", "w of another")
 
 
 @torch.no_grad()
 def divergences(folder: Path, limit: int | None) -> dict[str, float]:
-    """The Itakura-Saito divergence of a frame of test speech, the median, when the latents of pieces as long as those
-    of the training are decoded from each of PASTS. Another's: that of the piece which is half a batch away."""
+    """The Itakura-Saito divergence of a frame of test speech, the median, when pieces as long as those of the training
+    are decoded from what GIVEN says; all else is their own. The other piece is the one half a batch away."""
     model, stft, content = load_run(folder, choose_device("auto"))
     plan, device = content["plan"], model.output.weight.device
     test = load_corpus(plan["data"], progress=False, note=lambda _: None).split("test")
     test = test.spread(limit) if limit else test
     model.eval()
     torch.manual_seed(0)
-    values = {name: [] for name in PASTS}
+    values = {name: [] for name in GIVEN}
     for waveforms in segments(test, stft.samples(plan["recipe"]["frames"]), 64):
         x = stft.power(waveforms.to(device))
         inputs, positions, _, w, _, z = model.infer(x, None)
         true = past(inputs)
-        another = true.roll(len(x) // 2, 0)
+        other_z, other_w, other = (own.roll(len(x) // 2, 0) for own in (z, w, true))
         log_variances = (
             model.likelihood(z, w, true, positions),
             model.decode(z, w, positions),
-            model.likelihood(z, w, another, positions),
+            model.likelihood(z, w, other, positions),
+            model.likelihood(other_z, w, true, positions),
+            model.likelihood(z, other_w, true, positions),
         )
-        for name, log_variance in zip(PASTS, log_variances, strict=True):
+        for name, log_variance in zip(GIVEN, log_variances, strict=True):
             values[name].append(is_divergence(x, log_variance).flatten())
     return {name: torch.cat(frames).median().item() for name, frames in values.items()}
 
@@ -81,9 +82,10 @@ def main() -> None:
     write(arguments.runs / "results.json", as_json(results | {"divergence": read}))
     print(f"\nAll numbers: {arguments.runs}/results.json. Past frames: GEN the model's own, GT the true ones.\n")
     print(resynthesis.table({f"{mode} {title}": row for mode, rows in results.items() for title, row in rows.items()}))
-    rows = [[title, *(f"{row[name]:.0f}" for name in PASTS)] for title, row in read.items()]
-    print(f"\n{table(['Itakura-Saito divergence of a frame', *PASTS], rows)}")
-    print("\nWhere another's past costs nothing, the decoder does not read it, and its own cannot lead it astray.")
+    rows = [[title, *(f"{row[name]:.0f}" for name in GIVEN)] for title, row in read.items()]
+    print(f"\n{table(['Itakura-Saito divergence of a frame', *GIVEN], rows)}")
+    print("\nThe median over test frames. Where that of another costs nothing, the decoder does not read it, and a")
+    print("past that it does not read cannot lead it astray.")
     print("\nThe paper's SI-SDR on VoiceBank, GEN and GT (values compare on that corpus only):")
     for title, (generation, truth) in PUBLISHED.items():
         print(f"{title:<20}{generation:>6}{truth:>6}")

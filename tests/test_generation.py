@@ -134,6 +134,25 @@ def test_samples_do_not_depend_on_the_batch(name):
     assert all((other - together[:1]).abs().max() > 1e-3 * together[:1].max() for other in others)
 
 
+@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae", "dsae"])
+def test_w_of_the_posteriors(name):
+    """Fitted, w must have the mean and covariance of all draws of q(w | x), and the samples must be made with it."""
+    model, draws = small(name).model, torch.Generator().manual_seed(0)
+    sampled = model.sample(2, 3, torch.Generator().manual_seed(1))
+    power = torch.rand(70, 4, COARSE.bins, generator=draws) * torch.rand(70, 1, 1, generator=draws)
+    model.fit_w(power)
+    with torch.no_grad():
+        q_w = model(power).q_w
+        expected = torch.cat([q_w.sample(torch.randn(q_w.mean.shape, generator=draws)) for _ in range(500)]).T
+    found = model.draw_w(torch.randn(35_000, model.config.w_latent, generator=draws)).T
+    torch.testing.assert_close(found.mean(1), expected.mean(1), atol=0.03, rtol=0)
+    torch.testing.assert_close(found.cov(), expected.cov(), atol=0.05, rtol=0)
+    assert (found.mean(1).abs() + (found.cov() - torch.eye(len(found))).abs().amax(1)).max() > 0.1  # not the prior
+    assert not torch.equal(model.sample(2, 3, torch.Generator().manual_seed(1)), sampled)
+    model.fitted_w = torch.zeros(len(found)), torch.eye(len(found))
+    torch.testing.assert_close(model.sample(2, 3, torch.Generator().manual_seed(1)), sampled)
+
+
 def test_phases():
     """Of one power, waveforms must differ between clips, and be the same whatever else is in the batch."""
     power = torch.rand(COARSE.frames(SAMPLES), COARSE.bins, generator=torch.Generator().manual_seed(0))
@@ -249,7 +268,7 @@ def found_in(clips, corpus) -> bool:
 
 @pytest.fixture(scope="module")
 def runs(speech, tmp_path_factory):
-    """Runs of untrained models, vae, srnn and a recogniser, on speech that says `ab` in every file."""
+    """Runs of untrained models, vae, srnn, dsae and a recogniser, on speech that says `ab` in every file."""
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(speech, folder / "speech")
     for file in (folder / "speech").rglob("*.wav"):
@@ -257,7 +276,7 @@ def runs(speech, tmp_path_factory):
     recogniser = {"bins": 80, "channels": (2,), "width": 6, "layers": 1, "symbols": ("a", "b")}
     broken = build_model("vae", **SMALL["vae"])
     broken.output.bias.data.fill_(float("nan"))
-    models = {"vae": small("vae").model, "srnn": small("srnn").model, "broken": broken}
+    models = {name: small(name).model for name in ("vae", "srnn", "dsae")} | {"broken": broken}
     models["recogniser"] = models["elsewhere"] = build_model("deepspeech2", **recogniser)
     models["deaf"] = build_model("deepspeech2", **recogniser)
     models["deaf"].convolutions[0].convolution.weight.data.fill_(float("nan"))
@@ -351,7 +370,9 @@ def test_study(runs, monkeypatch, capsys):
     monkeypatch.setattr(study, "train_all", lambda variants, folder, common: called.append(common))
     monkeypatch.setattr(study, "evaluate_all", lambda runs, flags: called.append(flags) or sys.exit(0))
     flags = ("--seed", "3", "--device", "cpu")
-    assert call(study, "--recogniser", runs / "recogniser", "--recipe", "quick", *flags) == 0
+    only_evaluated = ("--w", "posterior")
+    assert call(study, "--recogniser", runs / "recogniser", "--recipe", "quick", *flags, *only_evaluated) == 0
+    assert [set(only_evaluated) <= set(passed) for passed in called] == [False, True]
     for passed in called:
         assert {("--seed", "3"), ("--device", "cpu")} <= set(zip(passed, passed[1:], strict=False))
     assert len(called) == 2 and "--recipe" in called[0] and "--recipe" not in called[1]
@@ -365,6 +386,19 @@ def test_without_recogniser(runs, capsys):
     assert "--recogniser RUN" in printed and "FDSD" not in printed
     folder = runs / "vae" / "eval" / "generation"
     assert (folder / generation.SHEET).exists() and len(list(folder.glob("sample-*.wav"))) == generation.EXAMPLES
+
+
+def test_samples_with_a_fitted_w(runs):
+    """The flag must change the clips of a model with a sequence latent and leave those of another as they were."""
+    made = {}
+    for flags in ((), ("--w", "posterior")):
+        assert call(evaluate_door, runs / "vae", runs / "dsae", "--task", "generation", *flags) == 0
+        for name in ("vae", "dsae"):
+            folder = runs / name / "eval" / "generation"
+            assert json.loads((folder / "results.json").read_text())["w"] == ("posterior" if flags else "prior")
+            made[name, flags] = soundfile.read(folder / "sample-0.wav")[0]
+    (vae, dsae), (vae_fitted, dsae_fitted) = ([made[name, flags] for name in ("vae", "dsae")] for flags in ((), flags))
+    assert np.array_equal(vae, vae_fitted) and not np.allclose(dsae, dsae_fitted)
 
 
 def test_published_rows_only_where_given():
@@ -382,6 +416,8 @@ def test_published_rows_only_where_given():
         (("vae", "--recogniser", "recogniser", "--clips", "1"), "--clips 1: expected at least 2"),
         (("vae", "--recogniser", "recogniser", "--repeats", "0"), "--repeats 0: expected at least 1"),
         (("vae", "--clips", "100"), "needs --recogniser"),
+        (("vae", "--w", "posterior"), "--w posterior: is for models with a sequence latent, not vae"),
+        (("vae", "--w", "posterior", "--task", "resynthesis"), "--w: is for --task generation"),
         (("vae", "--recogniser", "recogniser", "--split", "train"), "--split train: the clips of the reference"),
         (("vae", "--recogniser", "deaf", "--clips", "2", "--repeats", "1"), "deaf: the recogniser's features are not"),
         (("vae", "--task", "resynthesis", "--repeats", "2"), "--repeats: is for --task generation"),

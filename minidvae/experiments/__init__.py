@@ -41,6 +41,7 @@ class Options:
     recogniser: Path | None = None
     clips: int | None = None
     repeats: int | None = None
+    w: str | None = None
     lexicon: Path | None = None
 
 

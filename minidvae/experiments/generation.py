@@ -7,6 +7,8 @@ speech synthesis with adversarial networks, 2020). It depends on that network, a
 only numbers of one network and one number of clips compare. Real clips are cut at random places, the reference out of
 the training split, those of the rows of real speech out of the split that is evaluated, which has other utterances.
 
+The w of HiT-DVAE, LigHT-DVAE and DSAE is drawn from its prior, or from a Gaussian fitted to its posteriors.
+
 Every clip, real or generated, is scaled to max |s| = 1, as the utterances that recognisers are trained on are: how loud
 a clip is counts neither for nor against it.
 """
@@ -45,6 +47,8 @@ SAMPLES = round(SECONDS * audio.SAMPLE_RATE)
 EXAMPLES = 4  # clips of which sound and picture are kept
 DEFAULTS = {"cpu": (512, 3), "cuda": (10_240, 5)}  # clips on each side, and how often both are drawn anew
 BATCH = {"cpu": 32, "cuda": 512}  # clips at once
+W_CLIPS = 512  # of the training split, to whose posteriors of w a Gaussian is fitted
+W = ("prior", "posterior")
 UTTERANCES = 200  # at most, from which a recogniser's error rate is taken
 
 SHEET = "contact_sheet.png"
@@ -294,6 +298,16 @@ def moments(
     return result
 
 
+def fit_w(runs: list[Run], seed: int) -> None:
+    """`DVAE.fit_w` on training clips, for every run with a sequence latent. Raises SettingError where there is none."""
+    with_w = [run for run in runs if hasattr(run.model.config, "w_latent")]
+    if not with_w:
+        raise SettingError(f"--w posterior: is for models with a sequence latent, not {runs[0].name}")
+    for run in with_w:
+        clips = recorded(run.corpus.split("train"), W_CLIPS, seed, device=device_of(run))
+        run.model.fit_w(run.stft.power(clips(range(W_CLIPS))))
+
+
 # ---- The experiment ------------------------------------------------------------------------------------------
 
 
@@ -394,6 +408,8 @@ def run(runs: list[Run], options: Options) -> list[dict]:
     """Examples of every run; with a recogniser a table for each corpus. Returns the results by run."""
     device = device_of(runs[0])
     recogniser = recogniser_of(options, device)
+    if options.w == "posterior":
+        fit_w(runs, options.seed)
     clips, repeats = options.clips or DEFAULTS[device.type][0], options.repeats or DEFAULTS[device.type][1]
     if recogniser is not None:
         print(recogniser.describe())
@@ -404,7 +420,7 @@ def run(runs: list[Run], options: Options) -> list[dict]:
     for data in dict.fromkeys(run.data for run in runs):
         group = [run for run in runs if run.data == data]
         keep_examples(group, options.seed)
-        settings = {"data": data, "split": options.split, "seed": options.seed}
+        settings = {"data": data, "split": options.split, "seed": options.seed, "w": options.w or W[0]}
         rows = {}
         if recogniser is not None:
             print(counts(data, group[0].corpus.split("train"), group[0].test, options.split, clips, repeats))

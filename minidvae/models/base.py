@@ -340,6 +340,7 @@ class DVAE(nn.Module):
         self.config = config
         self.input_scale = InputScale(config.bins, config.input_scale)
         self.own_past = 0.0  # scheduled sampling: the probability that a past frame is the model's own output
+        self.fitted_w: tuple[Tensor, Tensor] | None = None  # what `sample` draws w from, see `fit_w`
 
     def fit_statistics(self, power: Tensor) -> None:
         """Take the input scale from a sample of the training set (…, frames, bins), and start the output at
@@ -347,6 +348,24 @@ class DVAE(nn.Module):
         with torch.no_grad():
             self.input_scale.fit(power)
             self.output.bias.copy_(power.flatten(0, -2).mean(0).clamp_min(1e-12).log())
+
+    @torch.no_grad()
+    def fit_w(self, power: Tensor) -> None:
+        """Let `sample` draw w from the Gaussian with the moments of q(w | x) over these sequences (n, frames, bins), at
+        least two, in place of N(0, I): ex-post density estimation (Ghosh et al., From variational to deterministic
+        autoencoders, ICLR 2020). With a small β_w the posteriors lie where N(0, I) hardly ever draws. Only of models
+        with a sequence latent."""
+        posteriors = [self(part).q_w for part in power.split(32)]
+        mean, log_variance = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
+        covariance = mean.T.cov() + log_variance.exp().mean(0).diag()
+        self.fitted_w = mean.mean(0), torch.linalg.cholesky(covariance)
+
+    def draw_w(self, noise: Tensor) -> Tensor:
+        """w (batch, sequence latent) of a sample, from standard-normal draws of this shape."""
+        if self.fitted_w is None:
+            return noise
+        mean, factor = self.fitted_w
+        return mean + noise @ factor.T
 
     def draw_noise(self, batch: int, frames: int, generator: Generators = None):
         """The standard-normal draws of one forward pass: (batch, frames, latent) for z; a pair of that and

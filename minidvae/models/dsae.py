@@ -94,7 +94,8 @@ class DSAE(DVAE):
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        noise, v = self.draw_noise(n, frames, generator)
+        noise, noise_v = self.draw_noise(n, frames, generator)
+        v = self.draw_w(noise_v)
         z, state = [torch.zeros_like(noise[:, 0])], None
         for t in range(frames):
             h, state = self.lstm_prior.step(z[-1], state)

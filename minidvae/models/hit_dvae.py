@@ -266,7 +266,8 @@ class HiTDVAE(DVAE):
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        noise_z, w = self.draw_noise(n, frames, generator)
+        noise_z, noise_w = self.draw_noise(n, frames, generator)
+        w = self.draw_w(noise_w)
         positions, caches = self.positions(frames), self.decoders[-1].caches(frames)
 
         def draw(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:

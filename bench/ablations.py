@@ -11,12 +11,13 @@ Started again, the study goes on where it was interrupted.
 
 from pathlib import Path
 
+import numpy as np
 import study
 import torch
 
 from minidvae.checkpoint import load_run
 from minidvae.command_line import as_json, choose_device, run, write
-from minidvae.corpus import load_corpus, segments
+from minidvae.corpus import Segments, load_corpus
 from minidvae.experiments import resynthesis
 from minidvae.experiments.transformation import table
 from minidvae.kernels import is_divergence
@@ -38,57 +39,61 @@ PUBLISHED = {
 
 
 GIVEN = ("all its own", "generated past", "past of another", "z of another", "w of another")
+PIECES = 256
 
 
 @torch.no_grad()
-def divergences(folder: Path, limit: int | None) -> dict[str, float]:
+def divergences(folder: Path, limit: int | None, device: torch.device) -> dict[str, float]:
     """The Itakura-Saito divergence of a frame of test speech, the median, when pieces as long as those of the training
-    are decoded from what GIVEN says; all else is their own. The other piece is the one half a batch away."""
-    model, stft, content = load_run(folder, choose_device("auto"))
-    plan, device = content["plan"], model.output.weight.device
+    are decoded from what GIVEN says; all else is their own. The other piece is of another speaker where there is one.
+    Raises CorpusError where no test utterance is as long as a piece."""
+    model, stft, content = load_run(folder, device)
+    plan, random = content["plan"], np.random.default_rng(0)
     test = load_corpus(plan["data"], progress=False, note=lambda _: None).split("test")
-    test = test.spread(limit) if limit else test
-    model.eval()
+    samples = stft.samples(plan["recipe"]["frames"])
+    pieces = Segments(test.spread(limit) if limit else test, samples, stride=samples)
+    numbers = np.linspace(0, len(pieces) - 1, min(len(pieces), PIECES)).astype(int)
+    speakers = np.array([pieces.corpus.utterances[pieces.utterances[row]].speaker for row in pieces.rows(numbers)])
+    others = [np.flatnonzero(speakers != speaker) for speaker in speakers]
+    other = [random.choice(some if len(some) else len(speakers)) for some in others]
+    x = stft.power(pieces[numbers].to(device))
     torch.manual_seed(0)
-    values = {name: [] for name in GIVEN}
-    for waveforms in segments(test, stft.samples(plan["recipe"]["frames"]), 64):
-        x = stft.power(waveforms.to(device))
-        inputs, positions, _, w, _, z = model.infer(x, None)
-        true = past(inputs)
-        other_z, other_w, other = (own.roll(len(x) // 2, 0) for own in (z, w, true))
-        log_variances = (
-            model.likelihood(z, w, true, positions),
-            model.decode(z, w, positions),
-            model.likelihood(z, w, other, positions),
-            model.likelihood(other_z, w, true, positions),
-            model.likelihood(z, other_w, true, positions),
-        )
-        for name, log_variance in zip(GIVEN, log_variances, strict=True):
-            values[name].append(is_divergence(x, log_variance).flatten())
-    return {name: torch.cat(frames).median().item() for name, frames in values.items()}
+    inputs, positions, _, w, _, z = model.eval().infer(x, None)
+    x_past = past(inputs)
+    log_variances = (
+        model.likelihood(z, w, x_past, positions),
+        model.decode(z, w, positions),
+        model.likelihood(z, w, x_past[other], positions),
+        model.likelihood(z[other], w, x_past, positions),
+        model.likelihood(z, w[other], x_past, positions),
+    )
+    medians = [is_divergence(x, log_variance).median().item() for log_variance in log_variances]
+    return dict(zip(GIVEN, medians, strict=True))
 
 
 def main() -> None:
     arguments, common = study.arguments(__doc__, "runs/ablations")
+    device = choose_device(arguments.device or "auto")
     variants = {
         name + suffix: ["--model", model, "--set", f"variant={variant}"]
         for model, name in NAMES.items()
         for variant, suffix in VARIANTS.items()
     }
     runs = study.train_all(variants, arguments.runs, common)
-    limit = study.given(arguments, "limit")
-    results = {mode: study.evaluate_all(runs, ["--mode", flag, *limit]) for mode, flag in MODES.items()}
-    read = {title: divergences(folder, arguments.limit) for title, folder in runs.items()}
-    write(arguments.runs / "results.json", as_json(results | {"divergence": read}))
+    flags = study.given(arguments, "limit", *study.BOTH)
+    results = {mode: study.evaluate_all(runs, ["--mode", flag, *flags]) for mode, flag in MODES.items()}
+    write(arguments.runs / "results.json", as_json(results))
     print(f"\nAll numbers: {arguments.runs}/results.json. Past frames: GEN the model's own, GT the true ones.\n")
     print(resynthesis.table({f"{mode} {title}": row for mode, rows in results.items() for title, row in rows.items()}))
+    print("\nThe paper's SI-SDR on VoiceBank, GEN and GT (values compare on that corpus only):")
+    for title, (generation, truth) in PUBLISHED.items():
+        print(f"{title:<20}{generation:>6}{truth:>6}")
+    read = {title: divergences(folder, arguments.limit, device) for title, folder in runs.items()}
+    write(arguments.runs / "results.json", as_json(results | {"divergence": read}))
     rows = [[title, *(f"{row[name]:.0f}" for name in GIVEN)] for title, row in read.items()]
     print(f"\n{table(['Itakura-Saito divergence of a frame', *GIVEN], rows)}")
     print("\nThe median over test frames. Where that of another costs nothing, the decoder does not read it, and a")
     print("past that it does not read cannot lead it astray.")
-    print("\nThe paper's SI-SDR on VoiceBank, GEN and GT (values compare on that corpus only):")
-    for title, (generation, truth) in PUBLISHED.items():
-        print(f"{title:<20}{generation:>6}{truth:>6}")
 
 
 if __name__ == "__main__":

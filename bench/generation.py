@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from study import arguments, evaluate_all, given, train_all
+from study import BOTH, arguments, evaluate_all, given, train_all
 
 from minidvae.command_line import as_json, run, write
 from minidvae.experiments import Options, generation
@@ -33,13 +33,12 @@ def main() -> None:
     recogniser = {"type": Path, "required": True, "metavar": "RUN", "help": "run folder of a deepspeech2"}
     count = {"type": int, "help": "as of evaluate.py"}
     w = {"choices": generation.W, "help": "as of evaluate.py"}
-    both = {"device": {"help": "of trainings and evaluation"}, "seed": {"help": "of trainings and evaluation"}}
-    args, common = arguments(__doc__, "runs/generation", recogniser=recogniser, clips=count, repeats=count, w=w, **both)
+    args, common = arguments(__doc__, "runs/generation", recogniser=recogniser, clips=count, repeats=count, w=w)
 
     measured = Options(recogniser=args.recogniser, clips=args.clips, repeats=args.repeats)
     generation.recogniser_of(measured, torch.device("cpu"))  # what is wrong with them comes before the trainings
-    runs = train_all(MODELS, args.runs, [*common, *given(args, *both)])
-    flags = ["--task", "generation", *given(args, "recogniser", "clips", "repeats", "limit", "w", *both)]
+    runs = train_all(MODELS, args.runs, common)
+    flags = ["--task", "generation", *given(args, "recogniser", "clips", "repeats", "limit", "w", *BOTH)]
     results = evaluate_all(runs, flags)
     write(args.runs / "results.json", as_json(results))
     sheet = args.runs / generation.SHEET

@@ -13,22 +13,27 @@ sys.path.insert(0, str(ROOT))
 from minidvae.command_line import Parser, as_json, write  # noqa: E402
 from minidvae.recipes import SettingError  # noqa: E402
 
+BOTH = ("device", "seed")  # flags of trainings and of evaluations
+
 
 def arguments(
     description: str, folder: str, first: dict[str, dict] | None = None, **flags: dict
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of a study, --runs, --limit and what `flags` adds (name → arguments of argparse), and all others, which
-    are train.py's and go to every training. first: in the same way, what stands before the flags."""
+    """The flags of a study, --runs, --limit, BOTH and what `flags` adds (name → arguments of argparse); and the flags
+    of every training, BOTH and all others, which are train.py's. first: like `flags`, for what stands before them."""
     others = "All other flags are train.py's and hold for every training: --data, --recipe, --steps, --set, …"
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = Parser(description=description, epilog=others, **options)
     parser.add_argument("--runs", type=Path, default=Path(folder), help=f"folder for the runs (default: {folder})")
     parser.add_argument("--limit", type=int, help="evaluate on only so many utterances (default: all)")
+    for name in BOTH:
+        parser.add_argument(f"--{name}", help="of trainings and evaluations")
     for name, settings in (first or {}).items():
         parser.add_argument(name, **settings)
     for name, settings in flags.items():
         parser.add_argument(f"--{name}", **settings)
-    return parser.parse_known_args()
+    args, others = parser.parse_known_args()
+    return args, [*others, *given(args, *BOTH)]
 
 
 def given(args: argparse.Namespace, *names: str) -> list[str]:

@@ -149,7 +149,7 @@ def test_w_of_the_posteriors(name):
     torch.testing.assert_close(found.cov(), expected.cov(), atol=0.05, rtol=0)
     assert (found.mean(1).abs() + (found.cov() - torch.eye(len(found))).abs().amax(1)).max() > 0.1  # not the prior
     assert not torch.equal(model.sample(2, 3, torch.Generator().manual_seed(1)), sampled)
-    model.fitted_w = torch.zeros(len(found)), torch.eye(len(found))
+    model.fitted_w = torch.cat([torch.zeros(1, len(found)), torch.eye(len(found))])
     torch.testing.assert_close(model.sample(2, 3, torch.Generator().manual_seed(1)), sampled)
 
 
@@ -277,11 +277,14 @@ def runs(speech, tmp_path_factory):
     broken = build_model("vae", **SMALL["vae"])
     broken.output.bias.data.fill_(float("nan"))
     models = {name: small(name).model for name in ("vae", "srnn", "dsae")} | {"broken": broken}
+    models["broken-w"] = small("dsae").model
+    models["broken-w"].posterior_v.mean.bias.data.fill_(float("nan"))
     models["recogniser"] = models["elsewhere"] = build_model("deepspeech2", **recogniser)
     models["deaf"] = build_model("deepspeech2", **recogniser)
     models["deaf"].convolutions[0].convolution.weight.data.fill_(float("nan"))
+    kinds = dict.fromkeys(("recogniser", "elsewhere", "deaf"), "deepspeech2") | {"broken": "vae", "broken-w": "dsae"}
     for title, model in models.items():
-        name = "deepspeech2" if title in ("recogniser", "elsewhere", "deaf") else title.replace("broken", "vae")
+        name = kinds.get(title, title)
         settings = {"features": "fbank", "targets": "characters"} if name == "deepspeech2" else {}
         recipe = replace(resolve(name, "quick", settings)[0], models={})
         data = "gone" if title in ("elsewhere", "deaf") else str(folder / "speech")
@@ -395,7 +398,8 @@ def test_samples_with_a_fitted_w(runs):
         assert call(evaluate_door, runs / "vae", runs / "dsae", "--task", "generation", *flags) == 0
         for name in ("vae", "dsae"):
             folder = runs / name / "eval" / "generation"
-            assert json.loads((folder / "results.json").read_text())["w"] == ("posterior" if flags else "prior")
+            about = json.loads((folder / "results.json").read_text())
+            assert about.get("w") == (None if name == "vae" else "posterior" if flags else "prior")
             made[name, flags] = soundfile.read(folder / "sample-0.wav")[0]
     (vae, dsae), (vae_fitted, dsae_fitted) = ([made[name, flags] for name in ("vae", "dsae")] for flags in ((), flags))
     assert np.array_equal(vae, vae_fitted) and not np.allclose(dsae, dsae_fitted)
@@ -423,6 +427,7 @@ def test_published_rows_only_where_given():
         (("vae", "--task", "resynthesis", "--repeats", "2"), "--repeats: is for --task generation"),
         (("recogniser",), "deepspeech2"),
         (("broken",), "not finite"),
+        (("broken-w", "--w", "posterior"), "broken-w: its posteriors are not finite"),
         (("vae", "--data", "short"), "no utterance is as long as one sequence of 1.60 s"),
     ],
 )

@@ -234,7 +234,7 @@ def generators(
 
 @torch.no_grad()
 def sample(run: Run, draws: list[torch.Generator]) -> Tensor:
-    """A clip from the model's prior for each generator: power (n, frames, bins). Raises CheckpointError where the
+    """A clip from the model for each generator: power (n, frames, bins). Raises CheckpointError where the
     output is not finite."""
     log_variance = run.model.sample(len(draws), run.stft.frames(SAMPLES), draws)
     if not log_variance.isfinite().all():
@@ -299,13 +299,18 @@ def moments(
 
 
 def fit_w(runs: list[Run], seed: int) -> None:
-    """`DVAE.fit_w` on training clips, for every run with a sequence latent. Raises SettingError where there is none."""
+    """`DVAE.fit_w` on training clips, for every run with a sequence latent. Raises SettingError where there is none,
+    CheckpointError where posteriors are not finite."""
     with_w = [run for run in runs if hasattr(run.model.config, "w_latent")]
     if not with_w:
         raise SettingError(f"--w posterior: is for models with a sequence latent, not {runs[0].name}")
     for run in with_w:
         clips = recorded(run.corpus.split("train"), W_CLIPS, seed, device=device_of(run))
-        run.model.fit_w(run.stft.power(clips(range(W_CLIPS))))
+        try:
+            run.model.fit_w(run.stft.power(clips(range(W_CLIPS))))
+        except torch.linalg.LinAlgError:
+            raise CheckpointError(f"{run.folder}: its posteriors are not finite; it cannot be evaluated") from None
+    print(f"w is drawn from a Gaussian fitted to its posteriors: {', '.join(str(run.folder) for run in with_w)}")
 
 
 # ---- The experiment ------------------------------------------------------------------------------------------
@@ -420,7 +425,7 @@ def run(runs: list[Run], options: Options) -> list[dict]:
     for data in dict.fromkeys(run.data for run in runs):
         group = [run for run in runs if run.data == data]
         keep_examples(group, options.seed)
-        settings = {"data": data, "split": options.split, "seed": options.seed, "w": options.w or W[0]}
+        settings = {"data": data, "split": options.split, "seed": options.seed}
         rows = {}
         if recogniser is not None:
             print(counts(data, group[0].corpus.split("train"), group[0].test, options.split, clips, repeats))
@@ -436,6 +441,8 @@ def run(runs: list[Run], options: Options) -> list[dict]:
         real = {title: row for title, row in rows.items() if title not in {str(one.folder) for one in group}}
         for one in group:
             about = {"run": str(one.folder), "model": one.name} | settings
+            if hasattr(one.model.config, "w_latent"):
+                about["w"] = options.w or W[0]
             if rows:
                 about |= rows[str(one.folder)] | {"real": real}
             results[id(one)] = about

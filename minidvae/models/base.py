@@ -91,8 +91,9 @@ class LSTM(nn.RNNBase):
         """The outputs, and h after the last step of each layer and direction, (layers · directions, batch, width)."""
         if torch.compiler.is_compiling() or x.is_cuda and self.hidden_size in self.SCANNED_ON_GPU:
             return self.scan(x)
-        if torch.is_autocast_enabled(x.device.type):  # else PyTorch takes a kernel by the type before the cast, and
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # fails on CPUs that have none for bf16
+        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))  # PyTorch takes a kernel by the type before its own cast, and
+            # fails on CPUs where there is none for bf16
         zeros = x.new_zeros(self.num_layers * (1 + self.bidirectional), len(x), self.hidden_size)
         weights = [tensor for cell in self.all_weights for tensor in cell]
         order = x.flip(1) if self.reverse else x
@@ -340,7 +341,7 @@ class DVAE(nn.Module):
         self.config = config
         self.input_scale = InputScale(config.bins, config.input_scale)
         self.own_past = 0.0  # scheduled sampling: the probability that a past frame is the model's own output
-        self.fitted_w: tuple[Tensor, Tensor] | None = None  # what `sample` draws w from, see `fit_w`
+        self.register_buffer("fitted_w", None, persistent=False)  # what `sample` draws w from, see `fit_w`
 
     def fit_statistics(self, power: Tensor) -> None:
         """Take the input scale from a sample of the training set (…, frames, bins), and start the output at
@@ -353,19 +354,18 @@ class DVAE(nn.Module):
     def fit_w(self, power: Tensor) -> None:
         """Let `sample` draw w from the Gaussian with the moments of q(w | x) over these sequences (n, frames, bins), at
         least two, in place of N(0, I): ex-post density estimation (Ghosh et al., From variational to deterministic
-        autoencoders, ICLR 2020). With a small β_w the posteriors lie where N(0, I) hardly ever draws. Only of models
-        with a sequence latent."""
+        autoencoders, ICLR 2020). With a small β_w the posteriors lie where N(0, I) hardly ever draws. For models with a
+        sequence latent, in `eval()`. Raises torch.linalg.LinAlgError where a posterior is not finite."""
         posteriors = [self(part).q_w for part in power.split(32)]
         mean, log_variance = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
         covariance = mean.T.cov() + log_variance.exp().mean(0).diag()
-        self.fitted_w = mean.mean(0), torch.linalg.cholesky(covariance)
+        self.fitted_w = torch.cat([mean.mean(0)[None], torch.linalg.cholesky(covariance)])
 
     def draw_w(self, noise: Tensor) -> Tensor:
         """w (batch, sequence latent) of a sample, from standard-normal draws of this shape."""
         if self.fitted_w is None:
             return noise
-        mean, factor = self.fitted_w
-        return mean + noise @ factor.T
+        return self.fitted_w[0] + noise @ self.fitted_w[1:].T
 
     def draw_noise(self, batch: int, frames: int, generator: Generators = None):
         """The standard-normal draws of one forward pass: (batch, frames, latent) for z; a pair of that and
@@ -444,7 +444,7 @@ class DVAE(nn.Module):
         raise NotImplementedError
 
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        """n sequences drawn from the prior → log-variance (n, frames, bins)."""
+        """n sequences drawn from the prior, but w from what `fit_w` found → log-variance (n, frames, bins)."""
         raise NotImplementedError
 
 

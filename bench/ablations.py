@@ -15,6 +15,7 @@ import numpy as np
 import study
 import torch
 
+from minidvae import figures
 from minidvae.checkpoint import load_run
 from minidvae.command_line import as_json, choose_device, run, write
 from minidvae.corpus import Segments, load_corpus
@@ -40,6 +41,7 @@ PUBLISHED = {
 
 GIVEN = ("all its own", "generated past", "past of another", "z of another", "w of another")
 PIECES = 256
+SHOWN = 150  # frames of the picture
 
 
 @torch.no_grad()
@@ -71,6 +73,19 @@ def divergences(folder: Path, limit: int | None, device: torch.device) -> dict[s
     return dict(zip(GIVEN, medians, strict=True))
 
 
+def picture(runs: dict[str, Path], device: torch.device, file: Path) -> None:
+    """The start of a test utterance, and what each run makes of it in each of MODES."""
+    rows = []
+    for title, folder in runs.items():
+        model, stft, content = load_run(folder, device)
+        test = load_corpus(content["plan"]["data"], progress=False, note=lambda _: None).split("test")
+        waveform = test.waveform(0)[: stft.samples(SHOWN)]
+        made = [resynthesis.resynthesise(model.eval(), stft, [waveform], mode, [0]) for mode in MODES.values()]
+        rows.append((title, np.stack([np.exp(log_variance) for ((_, log_variance),) in made]), stft))
+    original = stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
+    figures.contact_sheet([("original", np.stack([original] * len(MODES)), stft), *rows], file)
+
+
 def main() -> None:
     arguments, common = study.arguments(__doc__, "runs/ablations")
     device = choose_device(arguments.device or "auto")
@@ -94,6 +109,8 @@ def main() -> None:
     print(f"\n{table(['Itakura-Saito divergence of a frame', *GIVEN], rows)}")
     print("\nThe median over test frames. Where that of another costs nothing, the decoder does not read it, and a")
     print("past that it does not read cannot lead it astray.")
+    picture(runs, device, arguments.runs / "ablations.png")
+    print(f"\nThe start of a test utterance, on the left GEN, on the right GT: {arguments.runs}/ablations.png")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ two differ or not: what the decoder makes of a piece of speech when it is given 
 Started again, the study goes on where it was interrupted.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from minidvae.experiments import resynthesis
 from minidvae.experiments.transformation import table
 from minidvae.kernels import is_divergence
 from minidvae.models.base import past
+from minidvae.models.hit_dvae import Attention, HiTDVAE
 
 NAMES = {"hit_dvae": "HiT-DVAE", "light_dvae": "LigHT-DVAE"}
 VARIANTS = {"plain": "", "inv_s": "-Inv-s", "inv_s_nr": "-Inv-s-NR"}
@@ -40,6 +42,7 @@ PUBLISHED = {
 
 
 GIVEN = ("all its own", "generated past", "past of another", "z of another", "w of another")
+FIRST = "on first frame"
 PIECES = 256
 SHOWN = 150  # frames of the picture
 
@@ -48,7 +51,7 @@ SHOWN = 150  # frames of the picture
 def divergences(folder: Path, limit: int | None, device: torch.device) -> dict[str, float]:
     """The Itakura-Saito divergence of a frame of test speech, the median, when pieces as long as those of the training
     are decoded from what GIVEN says; all else is their own. The other piece is of another speaker where there is one.
-    Raises CorpusError where no test utterance is as long as a piece."""
+    And FIRST: see `weight_on_first`. Raises CorpusError where no test utterance is as long as a piece."""
     model, stft, content = load_run(folder, device)
     plan, random = content["plan"], np.random.default_rng(0)
     test = load_corpus(plan["data"], progress=False, note=lambda _: None).split("test")
@@ -70,7 +73,28 @@ def divergences(folder: Path, limit: int | None, device: torch.device) -> dict[s
         model.likelihood(z, w[other], x_past, positions),
     )
     medians = [is_divergence(x, log_variance).median().item() for log_variance in log_variances]
-    return dict(zip(GIVEN, medians, strict=True))
+    return dict(zip(GIVEN, medians, strict=True)) | {FIRST: weight_on_first(model, z, w, x_past, positions)}
+
+
+def weight_on_first(model: HiTDVAE, *given: torch.Tensor) -> float:
+    """What the likelihood's cross-attention gives to the first frame of its source, mean over the later half of the
+    frames. Where the source is the past that frame is zeros: attention that rests there reads nothing."""
+    weights = []
+
+    def weigh(attention: Attention, streams: tuple, _) -> None:
+        main, source = streams[:2]
+        queries = attention.query(main).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        keys = attention.key_value(source).unflatten(-1, (2, attention.heads, -1))[..., 0, :, :].transpose(1, 2)
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+        later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        first = scores.masked_fill(later, -math.inf).softmax(-1)[..., 0]
+        weights.append(first[..., first.shape[-1] // 2 :].mean().item())
+
+    hooks = [block.cross_attention.register_forward_hook(weigh) for block in model.decoders[0].blocks]
+    model.likelihood(*given)
+    for hook in hooks:
+        hook.remove()
+    return sum(weights) / len(weights)
 
 
 def picture(runs: dict[str, Path], device: torch.device, file: Path) -> None:
@@ -105,10 +129,11 @@ def main() -> None:
         print(f"{title:<20}{generation:>6}{truth:>6}")
     read = {title: divergences(folder, arguments.limit, device) for title, folder in runs.items()}
     write(arguments.runs / "results.json", as_json(results | {"divergence": read}))
-    rows = [[title, *(f"{row[name]:.0f}" for name in GIVEN)] for title, row in read.items()]
-    print(f"\n{table(['Itakura-Saito divergence of a frame', *GIVEN], rows)}")
+    rows = [[title, *(f"{row[name]:.0f}" for name in GIVEN), f"{row[FIRST]:.2f}"] for title, row in read.items()]
+    print(f"\n{table(['Itakura-Saito divergence of a frame', *GIVEN, FIRST], rows)}")
     print("\nThe median over test frames. Where that of another costs nothing, the decoder does not read it, and a")
-    print("past that it does not read cannot lead it astray.")
+    print("past that it does not read cannot lead it astray. Last, the weight of the cross-attention on the first")
+    print("frame, which of the past is zeros.")
     picture(runs, device, arguments.runs / "ablations.png")
     print(f"\nThe start of a test utterance, on the left GEN, on the right GT: {arguments.runs}/ablations.png")
 

@@ -287,19 +287,23 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shut", ["past", "z", "w"])
 def test_what_a_decoder_reads(shut, speech, tmp_path, monkeypatch):
-    """What the decoder cannot read must cost nothing when it is another's, and all else must."""
+    """What the decoder cannot read must cost nothing when it is another's, and all else must. With keys of zeros all
+    frames so far weigh the same."""
     monkeypatch.syspath_prepend(ROOT / "bench")
     import ablations
 
     model = small(bins=513, input_scale="root")
     for block in model.decoders[0].blocks:
         block.cross_attention.output.weight.data *= 0 if shut == "past" else 5
+        block.cross_attention.key_value.weight.data[: model.config.width] *= shut != "past"
     latent, weight = model.config.latent, model.decoders[0].embed_latents.weight.data
     weight[:, {"z": slice(latent), "w": slice(latent, None), "past": slice(0)}[shut]] = 0
     plan = {"data": str(speech), "recipe": {"frames": 20}}
     checkpoint.save(tmp_path / "best.pt", "light_dvae", model, STFT(), plan=plan)
     found = ablations.divergences(tmp_path, None, torch.device("cpu"))
-    assert list(found) == list(ablations.GIVEN)
+    weight = found.pop(ablations.FIRST)
+    assert list(found) == list(ablations.GIVEN) and 0 < weight < 1
+    assert shut != "past" or weight == pytest.approx(np.mean([1 / (t + 1) for t in range(10, 20)]))
     same = {name for name, value in found.items() if value == pytest.approx(found["all its own"], rel=1e-5)}
     free = {"past": {"generated past", "past of another"}, "z": {"z of another"}, "w": {"w of another"}}
     assert same == {"all its own"} | free[shut]

@@ -321,6 +321,6 @@ def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
 
 
 def test_help_shows_the_defaults(capsys):
-    for door, flags in ((train_door, 8), (evaluate_door, 12)):
+    for door, flags in ((train_door, 8), (evaluate_door, 13)):
         assert call(door, "--help") == 0
         assert " ".join(capsys.readouterr().out.split()).count("(default: ") == flags

@@ -8,7 +8,8 @@
 
 A decoder block is self-attention over the main stream, cross-attention from it to the source stream, and a
 feed-forward layer, with post-norm residual connections. In the likelihood the main stream is [z, w] and the
-source is x: the residual path carries z, which is what keeps the model from leaning on its past output.
+source is x: the residual path carries z, which is to keep the model from leaning on its past output. It does where
+x is raw power, as in the paper; a compressed past is read all the same, and needs training on the own past.
 
 A causal mask alone does not give these dependencies, since the residual path at position t carries its own
 input. So the inputs are shifted instead: x_{t−1} everywhere and z_{t−1} in the prior, zeros first. Then every

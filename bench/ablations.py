@@ -17,9 +17,10 @@ import study
 import torch
 
 from minidvae import figures
+from minidvae.audio import STFT
 from minidvae.checkpoint import load_run
 from minidvae.command_line import as_json, choose_device, run, write
-from minidvae.corpus import Segments, load_corpus
+from minidvae.corpus import Corpus, Segments, load_corpus
 from minidvae.experiments import resynthesis
 from minidvae.experiments.transformation import table
 from minidvae.kernels import is_divergence
@@ -48,22 +49,19 @@ SHOWN = 150  # frames of the picture
 
 
 @torch.no_grad()
-def divergences(folder: Path, limit: int | None, device: torch.device) -> dict[str, float]:
-    """The Itakura-Saito divergence of a frame of test speech, the median, when pieces as long as those of the training
-    are decoded from what GIVEN says; all else is their own. The other piece is of another speaker where there is one.
-    And FIRST: see `weight_on_first`. Raises CorpusError where no test utterance is as long as a piece."""
-    model, stft, content = load_run(folder, device)
-    plan, random = content["plan"], np.random.default_rng(0)
-    test = load_corpus(plan["data"], progress=False, note=lambda _: None).split("test")
-    samples = stft.samples(plan["recipe"]["frames"])
-    pieces = Segments(test.spread(limit) if limit else test, samples, stride=samples)
+def divergences(model: HiTDVAE, stft: STFT, frames: int, test: Corpus) -> dict[str, float]:
+    """The Itakura-Saito divergence of a frame of test speech, the median, when pieces of so many frames are decoded
+    from what GIVEN says; all else is their own. The other piece is of another speaker where there is one. And FIRST:
+    see `weight_on_first`. Raises CorpusError where no test utterance is as long as a piece."""
+    samples, random = stft.samples(frames), np.random.default_rng(0)
+    pieces = Segments(test, samples, stride=samples)
     numbers = np.linspace(0, len(pieces) - 1, min(len(pieces), PIECES)).astype(int)
-    speakers = np.array([pieces.corpus.utterances[pieces.utterances[row]].speaker for row in pieces.rows(numbers)])
+    speakers = np.array([test.utterances[pieces.utterances[row]].speaker for row in pieces.rows(numbers)])
     others = [np.flatnonzero(speakers != speaker) for speaker in speakers]
     other = [random.choice(some if len(some) else len(speakers)) for some in others]
-    x = stft.power(pieces[numbers].to(device))
+    x = stft.power(pieces[numbers].to(model.output.weight.device))
     torch.manual_seed(0)
-    inputs, positions, _, w, _, z = model.eval().infer(x, None)
+    inputs, positions, _, w, _, z = model.infer(x, None)
     x_past = past(inputs)
     log_variances = (
         model.likelihood(z, w, x_past, positions),
@@ -82,9 +80,7 @@ def weight_on_first(model: HiTDVAE, *given: torch.Tensor) -> float:
     weights = []
 
     def weigh(attention: Attention, streams: tuple, _) -> None:
-        main, source = streams[:2]
-        queries = attention.query(main).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        keys = attention.key_value(source).unflatten(-1, (2, attention.heads, -1))[..., 0, :, :].transpose(1, 2)
+        queries, keys, _ = attention.project(*streams[:2])
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
         later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
         first = scores.masked_fill(later, -math.inf).softmax(-1)[..., 0]
@@ -97,14 +93,11 @@ def weight_on_first(model: HiTDVAE, *given: torch.Tensor) -> float:
     return sum(weights) / len(weights)
 
 
-def picture(runs: dict[str, Path], device: torch.device, file: Path) -> None:
-    """The start of a test utterance, and what each run makes of it in each of MODES."""
-    rows = []
-    for title, folder in runs.items():
-        model, stft, content = load_run(folder, device)
-        test = load_corpus(content["plan"]["data"], progress=False, note=lambda _: None).split("test")
-        waveform = test.waveform(0)[: stft.samples(SHOWN)]
-        made = [resynthesis.resynthesise(model.eval(), stft, [waveform], mode, [0]) for mode in MODES.values()]
+def picture(models: dict[str, HiTDVAE], stft: STFT, test: Corpus, file: Path) -> None:
+    """The start of a test utterance, and what each model makes of it in each of MODES."""
+    rows, waveform = [], test.waveform(0)[: stft.samples(SHOWN)]
+    for title, model in models.items():
+        made = [resynthesis.resynthesise(model, stft, [waveform], mode, [0]) for mode in MODES.values()]
         rows.append((title, np.stack([np.exp(log_variance) for ((_, log_variance),) in made]), stft))
     original = stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
     figures.contact_sheet([("original", np.stack([original] * len(MODES)), stft), *rows], file)
@@ -119,7 +112,7 @@ def main() -> None:
         for variant, suffix in VARIANTS.items()
     }
     runs = study.train_all(variants, arguments.runs, common)
-    flags = study.given(arguments, "limit", *study.BOTH)
+    flags = study.evaluated(arguments)
     results = {mode: study.evaluate_all(runs, ["--mode", flag, *flags]) for mode, flag in MODES.items()}
     write(arguments.runs / "results.json", as_json(results))
     print(f"\nAll numbers: {arguments.runs}/results.json. Past frames: GEN the model's own, GT the true ones.\n")
@@ -127,14 +120,19 @@ def main() -> None:
     print("\nThe paper's SI-SDR on VoiceBank, GEN and GT (values compare on that corpus only):")
     for title, (generation, truth) in PUBLISHED.items():
         print(f"{title:<20}{generation:>6}{truth:>6}")
-    read = {title: divergences(folder, arguments.limit, device) for title, folder in runs.items()}
+    loaded = {title: load_run(folder, device) for title, folder in runs.items()}
+    models = {title: model.eval() for title, (model, *_) in loaded.items()}
+    _, stft, content = next(iter(loaded.values()))  # of all: they are trained with the same flags
+    test = load_corpus(content["plan"]["data"], progress=False, note=lambda _: None).split("test")
+    test, frames = test.spread(arguments.limit) if arguments.limit else test, content["plan"]["recipe"]["frames"]
+    read = {title: divergences(model, stft, frames, test) for title, model in models.items()}
     write(arguments.runs / "results.json", as_json(results | {"divergence": read}))
     rows = [[title, *(f"{row[name]:.0f}" for name in GIVEN), f"{row[FIRST]:.2f}"] for title, row in read.items()]
     print(f"\n{table(['Itakura-Saito divergence of a frame', *GIVEN, FIRST], rows)}")
     print("\nThe median over test frames. Where that of another costs nothing, the decoder does not read it, and a")
     print("past that it does not read cannot lead it astray. Last, the weight of the cross-attention on the first")
     print("frame, which of the past is zeros.")
-    picture(runs, device, arguments.runs / "ablations.png")
+    picture(models, stft, test, arguments.runs / "ablations.png")
     print(f"\nThe start of a test utterance, on the left GEN, on the right GT: {arguments.runs}/ablations.png")
 
 

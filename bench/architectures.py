@@ -6,7 +6,7 @@
 16 dimensions for z1 and z2, one hidden layer, α = 0. A training that was interrupted goes on when called again.
 """
 
-from study import BOTH, arguments, evaluate_all, given, train_all
+from study import arguments, evaluate_all, evaluated, train_all
 
 from minidvae.command_line import run
 from minidvae.experiments.transformation import PUBLISHED
@@ -21,7 +21,7 @@ def main() -> None:
         settings = [f"architecture={architecture}", f"width={width}", "alpha=0", "z1_latent=16", "z2_latent=16"]
         variants[title] = ["--model", "fhvae", "--set", *settings]
     runs = train_all(variants, args.runs, common)
-    results = evaluate_all(runs, ["--task", "transformation", *given(args, "limit", *BOTH)])
+    results = evaluate_all(runs, ["--task", "transformation", *evaluated(args)])
     print(f"\n{'':8}{'hidden':>8}{'parameters':>12}{'bound per segment':>20}{'paper, on TIMIT':>18}")
     for title, result in results.items():
         paper = PUBLISHED["TIMIT"][ARCHITECTURES[title][0]]

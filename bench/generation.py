@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from study import BOTH, arguments, evaluate_all, given, train_all
+from study import arguments, evaluate_all, evaluated, train_all
 
 from minidvae.command_line import as_json, run, write
 from minidvae.experiments import Options, generation
@@ -38,7 +38,7 @@ def main() -> None:
     measured = Options(recogniser=args.recogniser, clips=args.clips, repeats=args.repeats)
     generation.recogniser_of(measured, torch.device("cpu"))  # what is wrong with them comes before the trainings
     runs = train_all(MODELS, args.runs, common)
-    flags = ["--task", "generation", *given(args, "recogniser", "clips", "repeats", "limit", "w", *BOTH)]
+    flags = ["--task", "generation", *evaluated(args, "recogniser", "clips", "repeats", "w")]
     results = evaluate_all(runs, flags)
     write(args.runs / "results.json", as_json(results))
     sheet = args.runs / generation.SHEET

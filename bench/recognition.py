@@ -12,7 +12,7 @@ hear all of it as it was before. A training that was interrupted goes on when ca
 
 from pathlib import Path
 
-from study import BOTH, arguments, evaluate_all, given, train_all
+from study import arguments, evaluate_all, evaluated, train_all
 
 from minidvae.command_line import run
 from minidvae.corpus import CONDITIONS_OF, load_corpus
@@ -83,7 +83,7 @@ def main() -> None:
         variants[title] = ["--model", "acoustic", "--data", heard, *settings(None, pairs)]
     flags = [*common, *settings(args.recogniser_steps, args.recogniser_set)]
     runs = train_all(variants, folder / "recognisers", flags)
-    evaluate_all(runs, ["--task", "recognition", "--data", data, *given(args, "limit", "lexicon", *BOTH)])
+    evaluate_all(runs, ["--task", "recognition", "--data", data, *evaluated(args, "lexicon")])
 
 
 def check(data: str, args) -> None:

@@ -42,6 +42,11 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
     return [str(part) for pair in pairs if pair[1] is not None for part in pair]
 
 
+def evaluated(args: argparse.Namespace, *names: str) -> list[str]:
+    """`given`, with what every evaluation takes: --limit and BOTH."""
+    return given(args, "limit", *BOTH, *names)
+
+
 def train_all(variants: dict[str, list[str]], folder: Path, common: list[str]) -> dict[str, Path]:
     """Train every variant with train.py, one after the other; a run that was interrupted goes on, a finished one stays.
 

@@ -87,14 +87,18 @@ class Attention(nn.Module):
         self, main: Tensor, source: Tensor, causal: bool, cache: KeysValues | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """mask, of an attention that is not causal: which source frames there are, (batch, 1, 1, frames)."""
-        queries = self.query(main).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        keys, values = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = self.project(main, source)
         if cache is not None:  # one new frame, which may see all frames before it
             keys, values, causal = *cache.append(keys, values), False
         fused = self.fused or not torch.is_grad_enabled()
         with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
             attended = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
         return self.output(attended.transpose(1, 2).flatten(2))
+
+    def project(self, main: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (batch, heads, frames, width of a head)."""
+        queries = self.query(main).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return queries, *self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 class Block(nn.Module):

@@ -3,76 +3,76 @@
     python evaluate.py                                # the newest run, resynthesis of its corpus's test split
     python evaluate.py runs/A runs/B --data DIR       # one table, a row for each run
     python evaluate.py runs/A --task verification     # or generation, exchange, transformation, recognition
+
+Without --task, a run is evaluated by the first of the tasks below that its model is for. Results, figures and wav files
+are written to RUN/eval/TASK/; for a published model, to runs/NAME/eval/TASK/.
 """
 
+import argparse
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from minidvae import checkpoint
-from minidvae.command_line import (
-    RUNS,
-    SOURCES_OF_SPEECH,
-    Parser,
-    as_json,
-    check_seed,
-    choose_device,
-    newest_run,
-    run,
-    write,
-)
-from minidvae.corpus import load_corpus
-from minidvae.experiments import (
-    Options,
-    Run,
-    exchange,
-    generation,
-    recognition,
-    resynthesis,
-    transformation,
-    verification,
-)
-from minidvae.recipes import SettingError, known
+from minidvae.command_line import SOURCES_OF_SPEECH, Parser, check_seed, choose_device, run
+from minidvae.data.corpus import load_corpus
+from minidvae.experiments import exchange, generation, recognition, resynthesis, transformation, verification
+from minidvae.experiments.runs import Options, Run
+from minidvae.files import write_json
+from minidvae.training import checkpoint
+from minidvae.training.checkpoint import RUNS, newest_run
+from minidvae.training.settings import SettingError, known
 
-TASKS = {
-    "resynthesis": resynthesis,
-    "generation": generation,
-    "exchange": exchange,
-    "transformation": transformation,
-    "verification": verification,
-    "recognition": recognition,
-}
+MODULES = (resynthesis, generation, exchange, transformation, verification, recognition)
+TASKS = {module.__name__.split(".")[-1]: module for module in MODULES}
+ONLY_FOR = dict.fromkeys(("recogniser", "clips", "repeats", "w"), "generation")  # flag: the task that it is for
+ONLY_FOR |= {"mode": "resynthesis", "trials": "verification", "lexicon": "recognition"}
+
+
+def arguments() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    runs = "run folders, or folders with a published model (default: the newest run)"
+    add("runs", nargs="*", type=Path, metavar="RUN", help=runs)
+    add("--task", help=f"one of {', '.join(TASKS)} (default: the first of these that the model is for)")
+    add("--data", help=f"{SOURCES_OF_SPEECH} (default: the run's own)")
+    add("--split", default="test", help="which split to evaluate on (default: test)")
+    past = "resynthesis: past of an autoregressive model, its own output or the true one (default: generation)"
+    add("--mode", choices=("generation", "teacher_forcing"), default="generation", help=past)
+    add("--limit", type=int, help="only so many utterances, spread over the split (default: all)")
+    trials = "verification: file of lines `enrol test target|nontarget` (default: all pairs of test utterances)"
+    add("--trials", type=Path, help=trials)
+    recogniser = "generation: run folder of a deepspeech2, whose features the distance to real speech is measured on"
+    add("--recogniser", type=Path, metavar="RUN", help=recogniser)
+    (clips, repeats), (gpu_clips, gpu_repeats) = generation.DEFAULTS["cpu"], generation.DEFAULTS["cuda"]
+    clips = f"generation: clips on each side of the distance (default: {clips:,}, on a GPU {gpu_clips:,})"
+    add("--clips", type=int, help=clips)
+    repeats = f"generation: how often all clips are drawn (default: {repeats}, on a GPU {gpu_repeats})"
+    add("--repeats", type=int, help=repeats)
+    w = "generation: what a sequence latent is drawn from, N(0, I) or a Gaussian fitted to posteriors (default: prior)"
+    add("--w", choices=generation.W, help=w)
+    lexicon = "recognition: file of lines `word phone phone …` (default: the built-in corpus's own; else no words)"
+    add("--lexicon", type=Path, help=lexicon)
+    add("--json", type=Path, help="also write all results to this file")
+    add("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
+    return parser.parse_args()
+
+
+def task_for(models: dict[Path, str], asked: str | None) -> str:
+    """The task that was asked for, or the first that is for the first model. SettingError where it is not for all."""
+    for folder, model in models.items():
+        fitting = [name for name, module in TASKS.items() if model in module.MODELS]
+        if not fitting:
+            raise SettingError(f"{folder}: no task is for a {model}; its z are features for another model")
+        asked = asked or fitting[0]
+        if asked not in fitting:
+            raise SettingError(f"--task {asked}: is not for {folder}, a {model}; try {' or '.join(fitting)}")
+    return asked
 
 
 def main() -> None:
-    parser = Parser(description="Evaluate trained models.")
-    runs = "run folders, or folders with a published model (default: the newest run)"
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=runs)
-    tasks = f"one of {', '.join(TASKS)} (default: the first of these that the model is for)"
-    parser.add_argument("--task", help=tasks)
-    parser.add_argument("--data", help=f"{SOURCES_OF_SPEECH} (default: the run's own)")
-    parser.add_argument("--split", default="test", help="which split to evaluate on (default: test)")
-    past = "past of an autoregressive model: its own output, or the true one (default: generation)"
-    parser.add_argument("--mode", choices=("generation", "teacher_forcing"), default="generation", help=past)
-    parser.add_argument("--limit", type=int, help="only so many utterances, spread over the split (default: all)")
-    trials = "verification: file of lines `enrol test target|nontarget` (default: all pairs of test utterances)"
-    parser.add_argument("--trials", type=Path, help=trials)
-    recogniser = "generation: run folder of a deepspeech2, whose features the distance to real speech is measured on"
-    parser.add_argument("--recogniser", type=Path, metavar="RUN", help=recogniser)
-    (clips, repeats), (more_clips, more_repeats) = generation.DEFAULTS["cpu"], generation.DEFAULTS["cuda"]
-    clips = f"generation: clips on each side of the distance (default: {clips:,}, on a GPU {more_clips:,})"
-    parser.add_argument("--clips", type=int, help=clips)
-    repeats = f"generation: how often all clips are drawn (default: {repeats}, on a GPU {more_repeats})"
-    parser.add_argument("--repeats", type=int, help=repeats)
-    w = "generation: what a sequence latent is drawn from, N(0, I) or a Gaussian fitted to posteriors (default: prior)"
-    parser.add_argument("--w", choices=generation.W, help=w)
-    lexicon = "recognition: file of lines `word phone phone …` (default: the built-in corpus's own; else no words)"
-    parser.add_argument("--lexicon", type=Path, help=lexicon)
-    parser.add_argument("--json", type=Path, help="also write all results to this file")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise that z is drawn with (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    args = parser.parse_args()
+    args = arguments()
     known("task", args.task or "resynthesis", TASKS)
     if args.limit is not None and args.limit < 1:
         raise SettingError(f"--limit {args.limit}: expected at least 1")
@@ -82,37 +82,25 @@ def main() -> None:
     if args.json and not args.json.absolute().parent.is_dir():
         raise SettingError(f"--json {args.json}: there is no folder {args.json.parent}")
     loaded = [(folder, *checkpoint.load_run(folder, device)) for folder in folders]
-    for folder, *_, content in loaded:
-        if not any(content["model"] in module.MODELS for module in TASKS.values()):
-            raise SettingError(f"{folder}: no task is for a {content['model']}; its z are features for another model")
-    task = args.task or next(name for name, module in TASKS.items() if loaded[0][-1]["model"] in module.MODELS)
-    only_for = {"trials": "verification", "lexicon": "recognition"}
-    for flag, only in (only_for | dict.fromkeys(("recogniser", "clips", "repeats", "w"), "generation")).items():
-        if getattr(args, flag) is not None and task != only:
+    task = task_for({folder: content["model"] for folder, *_, content in loaded}, args.task)
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    for flag, only in ONLY_FOR.items():
+        if getattr(options, flag) != getattr(Options(), flag) and task != only:
             raise SettingError(f"--{flag}: is for --task {only}, not {task}")
-    if args.mode != "generation" and task != "resynthesis":
-        raise SettingError(f"--mode {args.mode}: is for --task resynthesis, not {task}")
     if device.type == "cpu" and task == "resynthesis":
         torch.set_num_threads(1)  # the cores are busy with the metrics
-    for folder, *_, content in loaded:
-        if content["model"] not in TASKS[task].MODELS:
-            fitting = [name for name, module in TASKS.items() if content["model"] in module.MODELS]
-            raise SettingError(f"--task {task}: is not for {folder}, a {content['model']}; try {' or '.join(fitting)}")
+
     sources = [args.data or content.get("plan", {}).get("data", "built-in") for *_, content in loaded]
     corpora = {data: load_corpus(data) for data in dict.fromkeys(sources)}
-    tests = {data: corpus.split(args.split) for data, corpus in corpora.items()}
-    if args.limit:
-        tests = {data: test.spread(args.limit) for data, test in tests.items()}
-
+    tests = {data: corpus.split(args.split).spread(args.limit or len(corpus)) for data, corpus in corpora.items()}
     runs = []
     for (folder, model, stft, content), data in zip(loaded, sources, strict=True):
         target = (folder if "plan" in content else RUNS / folder.resolve().name) / "eval" / task
-        names = (folder, content["model"], model.eval(), stft, content, data)
-        runs.append(Run(*names, corpora[data], tests[data], target))
-    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
-    results = TASKS[task].run(runs, options)
+        model_and_speech = (model.eval(), stft, content, data, corpora[data], tests[data])
+        runs.append(Run(folder, content["model"], *model_and_speech, target))
+    results = TASKS[task].evaluate(runs, options)
     if args.json:
-        write(args.json, as_json(results))
+        write_json(args.json, results)
 
 
 if __name__ == "__main__":

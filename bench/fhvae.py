@@ -4,68 +4,61 @@
     python bench/fhvae.py --device cuda
 
 `reference` runs every LSTM one frame at a time, `nn.LSTM` is PyTorch's layer, `lstm_scan` our loop after one product
-for all inputs, `shipped` what the model does on this device. They take turns within each repeat; times are medians.
+for all inputs (without a kernel: its definition), `shipped` what the model does on this device. They take turns within
+each repeat; times are medians.
 
 For the memory, sequences are simulated: an index of so many utterances over one second of noise. `full table` has a
-row for each; `2,000 rows` is hierarchical sampling, its redraw included. Peak memory is what the steps add to what
-was held before them, the index.
+row for each; `2,000 rows` is hierarchical sampling, the drawing of new rows included. Peak memory is what the steps add
+to what was held before them, the index.
 """
 
-import argparse
-import sys
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
+from timing import Table, describe, median_seconds, parser, peak_mebibytes
+from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from timing import describe, median_seconds  # noqa: E402
-from training import peak_mebibytes  # noqa: E402
-
-from minidvae.batches import FeatureSegments  # noqa: E402
-from minidvae.corpus import Corpus, Utterance  # noqa: E402
-from minidvae.models import build_model  # noqa: E402
-from minidvae.models.base import LSTM  # noqa: E402
-from minidvae.models.fhvae import SegmentBatch  # noqa: E402
-from minidvae.recipes import resolve  # noqa: E402
+from minidvae.data.corpus import Corpus, Utterance
+from minidvae.models import build_model
+from minidvae.models.recurrent import LSTM
+from minidvae.models.segments import SegmentBatch
+from minidvae.training.recipes import resolve
+from minidvae.training.segments import FeatureSegments
 
 PATHS = {
     "reference": LSTM.forward_reference,
-    "nn.LSTM": lambda lstm, x: twin(lstm)(x)[0],
-    "lstm_scan": lambda lstm, x: lstm.scan(x)[0],
+    "nn.LSTM": lambda lstm, x: nn.LSTM.forward(lstm, x)[0],
+    "lstm_scan": LSTM.scan,
     "shipped": LSTM.forward,
 }
 ROWS = 2000
 
 
-@cache
-def twin(lstm: LSTM) -> torch.nn.LSTM:
-    """PyTorch's layer on the same parameters."""
-    layer = torch.nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True)
-    for name, parameter in lstm.named_parameters():
-        setattr(layer, name, parameter)
-    return layer
+def model_by(path: Callable, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model("fhvae", sequences=ROWS, z1_latent=32, z2_latent=32)
+    for part in (model.encoder_z1, model.encoder_z2, model.decoder):
+        part.network.forward = partial(path, part.network)
+    return model.to(device)
 
 
-def step(model, batch, path: str) -> None:
-    LSTM.forward = PATHS[path]
+def step(model: nn.Module, batch: SegmentBatch) -> None:
     model.zero_grad(set_to_none=True)
     model.loss(batch)[0].backward()
 
 
 def measure_step(device: torch.device, repeats: int) -> None:
-    model = build_model("fhvae", sequences=ROWS, z1_latent=32, z2_latent=32).to(device)
     x, row = torch.randn(256, 20, 80, device=device), torch.randint(ROWS, (256,), device=device)
     batch = SegmentBatch(x, torch.full((256,), 20.0, device=device), row)
-    calls = {path: lambda path=path: step(model, batch, path) for path in PATHS}
-    medians = median_seconds(calls, device, repeats)
-    LSTM.forward = PATHS["shipped"]
+    models = {name: model_by(path, device) for name, path in PATHS.items()}
+    medians = median_seconds({name: lambda m=model: step(m, batch) for name, model in models.items()}, device, repeats)
     print("\nstep of 256 × 20 frames:")
+    table = Table("path", "ms", "× reference", path=9)
     for path, median in medians.items():
-        print(f"{path:>12} {1e3 * median:8.1f} ms   {medians['reference'] / median:5.2f} × reference")
+        table.add({"path": path, "ms": f"{1e3 * median:.1f}", "× reference": f"{medians['reference'] / median:.2f}"})
 
 
 def simulated(sequences: int) -> Corpus:
@@ -75,8 +68,8 @@ def simulated(sequences: int) -> Corpus:
     return Corpus("simulated", "manifest", tuple(utterances), noise)
 
 
-def measure_memory(device: torch.device, sequences: int, rows: int) -> None:
-    recipe = replace(resolve("fhvae", "fhvae2017", {})[0], sequences=rows, redraw=3)
+def measure_memory(device: torch.device, sequences: int, rows: int) -> dict:
+    recipe = replace(resolve("fhvae", "fhvae2017", {})[0], sequences=rows, table_steps=3)
     source = FeatureSegments(simulated(sequences), recipe, 0, device)
     model = build_model("fhvae", z1_latent=32, z2_latent=32).to(device)
 
@@ -84,29 +77,29 @@ def measure_memory(device: torch.device, sequences: int, rows: int) -> None:
         model.make_table(source.rows)
         optimiser = torch.optim.Adam(model.parameters())
         for number in range(4):
-            source.prepare(model, optimiser, recipe, number)
+            model.before_step(source, optimiser, number)
             optimiser.zero_grad()
             model.loss(source(number))[0].backward()
             optimiser.step()
 
     steps()
-    title = f"{rows:,} rows" if rows else "full table"
-    print(f"{sequences:>12,} {title:>12} {peak_mebibytes(steps, device):>12.0f} MiB", flush=True)
+    table = f"{rows:,} rows" if rows else "full"
+    return {"sequences": f"{sequences:,}", "table": table, "MiB": f"{peak_mebibytes(steps, device):.0f}"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--sequences", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    arguments = options.parse_args()
     device = torch.device(arguments.device)
     print(describe(device))
     measure_step(device, arguments.repeats)
-    print("\n   sequences        table   peak of four steps")
+    print("\npeak of four steps:")
+    table = Table("sequences", "table", "MiB", sequences=12, table=12)
     for rows in (ROWS, 0):
         for sequences in arguments.sequences:
-            measure_memory(device, sequences, rows)
+            table.add(measure_memory(device, sequences, rows))
+    table.write(arguments.csv)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
-"""What the benches share: seconds of a call, medians of calls that take turns, tables."""
+"""What the benches share: seconds and peak memory of a call, medians of calls that take turns, a table."""
 
+import argparse
 import csv
+import ctypes
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from minidvae.files import atomic_write
 
-from minidvae.files import whole  # noqa: E402
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """With the options of every bench."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--repeats", type=int, default=7)
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--csv", type=Path, help="write the table to this file as well")
+    return found
 
 
 def describe(device: torch.device) -> str:
@@ -40,7 +48,8 @@ def seconds(call: Callable, device: torch.device, times: int = 1) -> float:
 def median_seconds(
     calls: dict[str, Callable], device: torch.device, repeats: int, at_least: float = 0.0
 ) -> dict[str, float]:
-    """Medians of warm calls that take turns within each repeat, each turn `at_least` so many seconds long."""
+    """Medians of calls that take turns within each repeat, after one call each; a turn is `at_least` so many seconds
+    long."""
     turns = {name: max(1, math.ceil(at_least / seconds(call, device))) for name, call in calls.items()}
     times = {name: [] for name in calls}
     for _ in range(repeats):
@@ -49,13 +58,47 @@ def median_seconds(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def print_row(columns: Sequence[str], row: dict, widths: dict[str, int] | None = None) -> None:
-    widths = {column: max(8, len(column)) for column in columns} | (widths or {})
-    print("  ".join(f"{row.get(column, '–'):>{widths[column]}}" for column in columns), flush=True)
+def peak_mebibytes(call: Callable, device: torch.device) -> float:
+    """What a call adds at its peak to the memory held before it. On the CPU from Linux's account of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        seconds(call, device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # free memory back to the system
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        before = resident_mebibytes("VmRSS:")
+        call()
+        return resident_mebibytes("VmHWM:") - before
+    except (AttributeError, OSError):  # not Linux, or another C library
+        return float("nan")
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: list[dict]) -> None:
-    with whole(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+def resident_mebibytes(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+class Table:
+    """Rows, printed as they come. widths: of columns that are wider than their name."""
+
+    def __init__(self, *columns: str, **widths: int):
+        self.columns, self.rows = columns, []
+        self.widths = {column: widths.get(column, max(8, len(column))) for column in columns}
+        self.print({column: column for column in columns})
+
+    def add(self, row: dict) -> None:
+        self.rows.append(row)
+        self.print(row)
+
+    def print(self, row: dict) -> None:
+        print("  ".join(f"{row.get(column, '–'):>{width}}" for column, width in self.widths.items()), flush=True)
+
+    def write(self, path: Path | None) -> None:
+        if path is None:
+            return
+        with atomic_write(path) as beside, beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)

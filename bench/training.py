@@ -9,19 +9,11 @@ take turns within each repeat; times are medians. Peak memory is what a step add
     python bench/training.py --models acoustic --batch 40 --frames 20   3 × 1024 → 512 on 80 bins, carried state
 """
 
-import argparse
-import ctypes
-import sys
-from pathlib import Path
-
 import torch
+from timing import Table, describe, median_seconds, parser, peak_mebibytes
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from timing import describe, median_seconds, print_row, seconds, write_csv  # noqa: E402
-
-from minidvae.models import MODELS, build_model  # noqa: E402
-from minidvae.models.base import FrameBatch  # noqa: E402
+from minidvae.models import MODELS, build_model
+from minidvae.models.recognisers import FrameBatch
 
 PHONES = 61  # of TIMIT
 FAMILY = ("vae", "dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
@@ -30,32 +22,17 @@ COLUMNS = ("model", "batch", "frames", "reference ms", "shipped ms", "ratio", "f
 COLUMNS += ("reference MiB", "shipped MiB")
 
 
-def step(model: torch.nn.Module, forward, *arguments) -> None:
-    model.forward = forward
+def step(model: torch.nn.Module, *arguments) -> None:
     model.zero_grad(set_to_none=True)
     model.loss(*arguments)[0].backward()
 
 
-def peak_mebibytes(call, device: torch.device) -> float:
-    """What a call adds at its peak to the memory held before it. On the CPU from Linux's account of the process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        seconds(call, device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # free memory back to the system
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        before = resident_mebibytes("VmRSS:")
-        call()
-        return resident_mebibytes("VmHWM:") - before
-    except (AttributeError, OSError):  # not Linux, or another C library
-        return float("nan")
-
-
-def resident_mebibytes(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+def one_frame_at_a_time(model: torch.nn.Module) -> torch.nn.Module:
+    """The same model, computed by its equations."""
+    kind = type(model)
+    found = type(kind.__name__, (kind,), {"forward": kind.forward_reference})(model.config)
+    found.load_state_dict(model.state_dict())
+    return found.to(next(model.parameters()).device)
 
 
 def measure(name: str, batch: int, frames: int, repeats: int, device: torch.device) -> dict:
@@ -68,10 +45,10 @@ def measure(name: str, batch: int, frames: int, repeats: int, device: torch.devi
     else:
         model = build_model(name, bins=BINS).to(device)
         arguments = (torch.rand(batch, frames, BINS, device=device), model.draw_noise(batch, frames))
-    paths = {"shipped": model.forward}
+    paths = {"shipped": model}
     if hasattr(model, "forward_reference"):
-        paths["reference"] = model.forward_reference
-    calls = {path: lambda forward=forward: step(model, forward, *arguments) for path, forward in paths.items()}
+        paths["reference"] = one_frame_at_a_time(model)
+    calls = {path: lambda model=model: step(model, *arguments) for path, model in paths.items()}
     memory = {path: peak_mebibytes(call, device) for path, call in calls.items()}  # and the warm-up
     medians = median_seconds(calls, device, repeats)
     row = {"model": name, "batch": batch, "frames": frames, "frames/s": f"{batch * frames / medians['shipped']:.0f}"}
@@ -83,24 +60,18 @@ def measure(name: str, batch: int, frames: int, repeats: int, device: torch.devi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=FAMILY, choices=MODELS, metavar="NAME")
-    parser.add_argument("--batch", nargs="+", type=int, help="default: 32; on a GPU 32, 128 and 512")
-    parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--models", nargs="+", default=FAMILY, choices=MODELS, metavar="NAME")
+    options.add_argument("--batch", nargs="+", type=int, help="default: 32; on a GPU 32, 128 and 512")
+    options.add_argument("--frames", type=int, default=150)
+    arguments = options.parse_args()
     device = torch.device(arguments.device)
     print(describe(device))
-    print_row(COLUMNS, dict(zip(COLUMNS, COLUMNS, strict=True)))
-    rows = []
+    table = Table(*COLUMNS)
     for batch in arguments.batch or ((32, 128, 512) if device.type == "cuda" else (32,)):
         for name in arguments.models:
-            rows.append(measure(name, batch, arguments.frames, arguments.repeats, device))
-            print_row(COLUMNS, rows[-1])
-    if arguments.csv:
-        write_csv(arguments.csv, COLUMNS, rows)
+            table.add(measure(name, batch, arguments.frames, arguments.repeats, device))
+    table.write(arguments.csv)
 
 
 if __name__ == "__main__":

@@ -17,24 +17,23 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from timing import describe, median_seconds, print_row, seconds, synchronise, write_csv
+from timing import Table, describe, median_seconds, parser, seconds, synchronise
 from torch import nn
 
-from minidvae.audio import SAMPLE_RATE, STFT
 from minidvae.command_line import choose_device
+from minidvae.data.audio import SAMPLE_RATE, STFT
 from minidvae.experiments.resynthesis import batches
 from minidvae.models import build_model
-from minidvae.models.hit_dvae import Attention, HiTDVAE
+from minidvae.models.light_dvae import Attention, LigHTDVAE
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STEP = ("model", "precision", "ms", "GFLOP", "GFLOP/s", "product GFLOP/s", "share", "compiled ms")
 RESYNTHESIS = ("model", "utterances", "× real time", "first frames, ms", "after 30 s, ms")
 
 
-def flops(model: HiTDVAE, x: torch.Tensor) -> float:
+def flops(model: LigHTDVAE, x: torch.Tensor) -> float:
     """Of the matrix products in a forward and a backward pass: two more in backward for each in forward, one where the
     input needs no gradient."""
     total = 0
@@ -57,7 +56,7 @@ def flops(model: HiTDVAE, x: torch.Tensor) -> float:
     return total + 3 * 2 * recurrent * x.shape[0] * x.shape[1]
 
 
-def step(model: HiTDVAE, loss: Callable, x: torch.Tensor, dtype: torch.dtype) -> None:
+def step(model: LigHTDVAE, loss: Callable, x: torch.Tensor, dtype: torch.dtype) -> None:
     model.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
         value = loss(x)[0]
@@ -75,10 +74,8 @@ def training_step(name: str, arguments: argparse.Namespace, device: torch.device
         dtype = PRECISIONS[precision]
         calls[precision] = partial(step, model, model.loss, x, dtype)
         if arguments.compile:
-            calls[f"{precision} compiled"] = partial(step, model, torch.compile(model.loss, fullgraph=True), x, dtype)
+            calls[f"{precision} compiled"] = partial(step, model, torch.compile(model.loss), x, dtype)
         calls[f"{precision} product"] = partial(torch.matmul, a.to(dtype), b.to(dtype))
-    for call in calls.values():
-        seconds(call, device)  # warm
     medians = median_seconds(calls, device, arguments.repeats)
     rows = []
     for precision in arguments.precisions:
@@ -124,31 +121,25 @@ def resynthesis(name: str, device: torch.device) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser(__doc__)
     models = ("light_dvae", "hit_dvae")
-    parser.add_argument("--models", nargs="+", default=models, choices=models, metavar="NAME")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="NAME")
-    parser.add_argument("--compile", action="store_true", help="time the step through torch.compile as well")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--csv", type=Path, help="write the table of the training steps to this file as well")
-    arguments = parser.parse_args()
+    options.add_argument("--models", nargs="+", default=models, choices=models, metavar="NAME")
+    options.add_argument("--batch", type=int, default=32)
+    options.add_argument("--frames", type=int, default=100)
+    options.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="NAME")
+    options.add_argument("--compile", action="store_true", help="time the step through torch.compile as well")
+    arguments = options.parse_args()
     device = choose_device(arguments.device)
     print(f"{describe(device)}; a step takes {arguments.batch} × {arguments.frames} frames\n")
-    print_row(STEP, dict(zip(STEP, STEP, strict=True)), {"model": 10})
-    rows = []
+    table = Table(*STEP, model=10)
     for name in arguments.models:
-        rows += training_step(name, arguments, device)
-        for row in rows[-len(arguments.precisions) :]:
-            print_row(STEP, row, {"model": 10})
-    if arguments.csv:
-        write_csv(arguments.csv, STEP, rows)
+        for row in training_step(name, arguments, device):
+            table.add(row)
+    table.write(arguments.csv)
     print()
-    print_row(RESYNTHESIS, dict(zip(RESYNTHESIS, RESYNTHESIS, strict=True)), {"model": 10})
+    table = Table(*RESYNTHESIS, model=10)
     for name in arguments.models:
-        print_row(RESYNTHESIS, resynthesis(name, device), {"model": 10})
+        table.add(resynthesis(name, device))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What train.py and evaluate.py share at the door: one-line errors, devices, precision, run folders."""
+"""What the command-line scripts share: one-line errors, devices, seeds."""
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Callable
@@ -9,13 +8,11 @@ from pathlib import Path
 
 import torch
 
-from .audio import AudioError
-from .checkpoint import CheckpointError
-from .corpus import CorpusError
-from .files import whole
-from .recipes import SettingError
+from .data.audio import AudioError
+from .data.corpus import CorpusError
+from .models.parameters import CheckpointError
+from .training.settings import SettingError
 
-RUNS = Path("runs")
 SOURCES_OF_SPEECH = "built-in, a folder of speech, or a manifest in TSV; conditions: before it lays noise over it"
 
 
@@ -56,37 +53,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def overrides(pairs: list[str]) -> dict[str, str]:
-    """["key=value", …] as a dict."""
-    given = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise SettingError(f"--set {pair}: expected key=value")
-        if key in given:
-            raise SettingError(f"--set {pair}: {key} is given twice")
-        given[key] = value
-    return given
-
-
 def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise SettingError(f"--seed {seed}: expected 0 to {2**32 - 1}")
-
-
-def newest_run() -> Path:
-    found = sorted(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise CheckpointError(f"{RUNS}/: holds no run yet; train one first: python train.py --model light_dvae")
-    return found[-1].parent
-
-
-def write(path: Path, text: str) -> None:
-    with whole(path) as beside:
-        beside.write_text(text)
-
-
-def as_json(content) -> str:
-    """`content` as JSON, in which what is not a finite number is null."""
-    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    return json.dumps(plain, indent=1, allow_nan=False)

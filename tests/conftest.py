@@ -26,7 +26,7 @@ def speech(tmp_path_factory) -> Path:
     """A folder split/speaker/*.wav with two seconds or more of synthetic speech per file."""
     import soundfile
 
-    from minidvae import synthetic
+    from minidvae.data import synthetic
 
     folder = tmp_path_factory.mktemp("speech")
     for utterance in synthetic.generate(speakers=(3, 1, 2), utterances=2):

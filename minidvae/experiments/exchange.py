@@ -7,7 +7,6 @@ compare with, a w of another utterance of the same speaker: where it moves one a
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +14,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from .. import audio, figures, metrics
-from ..audio import STFT
-from ..command_line import as_json, write
-from ..corpus import Corpus, CorpusError, Utterance
+from ..data import audio
+from ..data.corpus import Corpus, CorpusError, Utterance
 from ..models.base import DVAE, LOG_VARIANCE_RANGE
-from . import Options, Run, clear
-from .resynthesis import seed_of
-from .transformation import conversion_pairs, table
+from . import figures, metrics, report
+from .runs import Options, Run, noise_of
+from .transformation import conversion_pairs
 
 MODELS = ["hit_dvae", "light_dvae", "dsae"]
 
@@ -46,7 +43,7 @@ COLUMNS = {  # measure: heading, decimals
 
 
 @dataclass
-class Speech:
+class Analysed:
     """A whole utterance and its latents, one draw."""
 
     utterance: Utterance
@@ -56,68 +53,53 @@ class Speech:
     w: Tensor  # (1, sequence latent)
 
 
-def run(runs: list[Run], options: Options) -> list[dict]:
-    results, corpora = {}, {run.data for run in runs}
-    for run in runs:
-        print(f"{run.folder}: {run.name}, {run.trained}; {len(run.test)} utterances of {run.data}")
-        result = evaluate(run, options.seed)
-        result |= {"run": str(run.folder), "model": run.name, "data": run.data, "split": options.split}
-        write(run.target / "results.json", as_json(result))
-        print(f"results.json, wav files and figures: {run.target}/")
-        results[str(run.folder) + (f" on {run.data}" if len(corpora) > 1 else "")] = result
-    rows = [[title, *cells(result["summary"])] for title, result in results.items()]
-    print(f"\n{table(['', *(heading for heading, _ in COLUMNS.values())], rows)}")
+def evaluate(runs: list[Run], options: Options) -> list[dict]:
+    """One table, and results.json, wav files and figures in the folder of every run."""
+    results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
+    rows = [[title, *cells(r["summary"])] for title, r in zip(report.titles(runs), results, strict=True)]
+    print(f"\n{report.table(['', *(heading for heading, _ in COLUMNS.values())], rows)}")
     print("\nMean ± standard error over exchanges. First the distance between two reconstructed utterances, then")
     print("from z of one with w of the other to each. Follows w: 0 where that stays with z, 1 where it goes with w.")
     print("Own speaker's w: the distance to z's that a w of another utterance of the same speaker makes.")
-    return list(results.values())
+    return results
 
 
 def cells(summary: dict) -> list[str]:
-    texts = []
-    for measure, (_, d) in COLUMNS.items():
-        mean, error = (summary[measure][key] for key in ("mean", "standard_error"))
-        texts.append("–" if np.isnan(mean) else f"{mean:.{d}f} ± {error:.{d}f}".removesuffix(" ± nan"))
-    return texts
+    entries = [(summary[measure], decimals) for measure, (_, decimals) in COLUMNS.items()]
+    return [report.mean_and_error(entry["mean"], entry["standard_error"], decimals) for entry, decimals in entries]
 
 
 @torch.no_grad()
-def evaluate(run: Run, seed: int = 0) -> dict:
+def evaluate_run(run: Run, options: Options) -> dict:
     """Exchange w within pairs of utterances, measure what it does, and write wav files and figures of the first pairs.
-
-    Returns {"seed", "summary": {measure: {mean, standard_error, count}}, "exchanges": a row for each}. Raises
-    CorpusError where all utterances are of one speaker.
-    """
-    pairs = conversion_pairs(run.test, PAIRS, seed)
+    Returns {"summary": {measure: {mean, standard_error, count}}, "exchanges": a row for each}. Raises CorpusError where
+    all utterances are of one speaker."""
+    pairs = conversion_pairs(run.test, PAIRS, options.seed)
     if not pairs:
         raise CorpusError(f"{run.data}: the utterances to test are all of one speaker; exchange needs two")
-    clear(run.target)
     rows = []
     for number, pair in enumerate(tqdm(pairs, "exchange", unit="pair", disable=None)):
-        a, b = (analyse(run, index, seed) for index in pair)
-        again_a, again_b = (analyse(run, another(run.test, index), seed) for index in pair)
+        a, b = (analyse(run, index, options.seed) for index in pair)
+        again_a, again_b = (analyse(run, another(run.test, index), options.seed) for index in pair)
         latents = [(a, a), (b, b), (a, b), (b, a), (a, again_a), (b, again_b)]
         own_a, own_b, a_with_b, b_with_a, near_a, near_b = decode(run.model, latents)
-        for z, w, again, *decoded in (
-            (a, b, again_a, own_a, own_b, a_with_b, near_a),
-            (b, a, again_b, own_b, own_a, b_with_a, near_b),
-        ):
+        a_to_b, b_to_a = (own_a, own_b, a_with_b, near_a), (own_b, own_a, b_with_a, near_b)
+        for z, w, again, decoded in ((a, b, again_a, a_to_b), (b, a, again_b, b_to_a)):
             rows.append({"z": z.utterance.name, "w": w.utterance.name} | compare(*decoded, run.stft))
             if again.utterance is z.utterance:
                 rows[-1] |= dict.fromkeys(("spectrum_own_speaker", "f0_own_speaker"), np.nan)
         if number < EXAMPLES:
-            keep(run, a, b, (own_a, own_b, a_with_b, b_with_a), run.target, seed)
+            write_example(run, a, b, (own_a, own_b, a_with_b, b_with_a), options.seed)
     measures = [{name: row[name] for name in COLUMNS} for row in rows]
-    return {"seed": seed, "summary": metrics.summary(measures), "exchanges": rows}
+    return {"summary": metrics.summary(measures), "exchanges": rows}
 
 
-def analyse(run: Run, index: int, seed: int) -> Speech:
+def analyse(run: Run, index: int, seed: int) -> Analysed:
     utterance, waveform = run.test.utterances[index], run.test.waveform(index)
-    device = next(run.model.parameters()).device
-    spectrum = run.stft.analyse(torch.from_numpy(waveform).to(device))
-    generator = torch.Generator().manual_seed(seed_of(seed, utterance.name))
-    output = run.model(spectrum.abs().square()[None], run.model.draw_noise(1, len(spectrum), generator))
-    return Speech(utterance, waveform, spectrum, output.z, output.w)
+    spectrum = run.stft.analyse(torch.from_numpy(waveform).to(run.device))
+    noise = run.model.draw_noise(1, len(spectrum), noise_of(seed, utterance.name))
+    output = run.model(spectrum.abs().square()[None], noise)
+    return Analysed(utterance, waveform, spectrum, output.z, output.w)
 
 
 def another(test: Corpus, index: int) -> int:
@@ -126,26 +108,25 @@ def another(test: Corpus, index: int) -> int:
     return next(k for k in order if test.utterances[k].speaker == test.utterances[index].speaker)
 
 
-def decode(model: DVAE, latents: list[tuple[Speech, Speech]]) -> list[Tensor]:
+def decode(model: DVAE, latents: list[tuple[Analysed, Analysed]]) -> list[Tensor]:
     """The log-variances (frames, bins) of the z of one utterance with the w of one, for each such pair."""
     z = pad_sequence([z.z[0] for z, _ in latents], batch_first=True)
     decoded = model.decode(z, torch.cat([w.w for _, w in latents])).clamp(*LOG_VARIANCE_RANGE)
     return [log_variance[: len(z.spectrum)] for log_variance, (z, _) in zip(decoded, latents, strict=True)]
 
 
-def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, same: Tensor, stft: STFT) -> dict[str, float]:
+def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, same: Tensor, stft: audio.STFT) -> dict[str, float]:
     """Where an exchanged utterance is between the two that its z and its w came from, and how far `same` is from the
-    first, its z with a w of the same speaker; all log-variances."""
-    row = {}
-    for name, measure, distance, least in (
-        ("spectrum", mean_log_spectrum, lambda a, b: (a - b).square().mean().sqrt(), 0.0),
-        ("f0", lambda log_variance: log_f0(log_variance, stft), lambda a, b: (a - b).abs(), LEAST),
-    ):
-        z, w, here, near = (measure(log_variance) for log_variance in (own_z, own_w, exchanged, same))
-        between, from_z, from_w = float(distance(z, w)), float(distance(here, z)), float(distance(here, w))
+    first, its z with a w of the same speaker; all log-variances (frames, bins). Distances are root mean squares."""
+    decoded, row = (own_z, own_w, exchanged, same), {}
+    spectra = [mean_log_spectrum(log_variance) for log_variance in decoded]
+    pitches = [audio.pitch(log_variance.exp(), stft).log().nanmedian() for log_variance in decoded]  # nan: no voice
+    for name, (z, w, here, near), least in (("spectrum", spectra, 0.0), ("f0", pitches, LEAST)):
+        points = ((z, w), (here, z), (here, w), (near, z))
+        between, from_z, from_w, own = (float((a - b).square().mean().sqrt()) for a, b in points)
         follows = from_z / (from_z + from_w) if between > least else float("nan")
         row |= {f"{name}_between": between, f"{name}_from_z": from_z, f"{name}_from_w": from_w}
-        row |= {f"{name}_follows_w": follows, f"{name}_own_speaker": float(distance(near, z))}
+        row |= {f"{name}_follows_w": follows, f"{name}_own_speaker": own}
     return row
 
 
@@ -156,23 +137,18 @@ def mean_log_spectrum(log_variance: Tensor) -> Tensor:
     return spectrum - spectrum.mean()
 
 
-def log_f0(log_variance: Tensor, stft: STFT) -> Tensor:
-    """(frames, bins) → the median of ln F0, F0 in Hz; nan where nothing is voiced."""
-    return audio.pitch(log_variance.exp(), stft).log().nanmedian()
-
-
-def keep(run: Run, a: Speech, b: Speech, decoded: tuple[Tensor, ...], folder: Path, seed: int) -> None:
+def write_example(run: Run, a: Analysed, b: Analysed, decoded: tuple[Tensor, ...], seed: int) -> None:
     """A--B.png with the four spectrograms, and wav files: the originals, and each exchanged utterance with the phase of
     the one that its z came from and with one found by Griffin-Lim."""
     first, second = a.utterance.name, b.utterance.name
     titles = [first, second, f"z of {first}, w of {second}", f"z of {second}, w of {first}"]
     panels = [(title, log_variance.exp().cpu().numpy()) for title, log_variance in zip(titles, decoded, strict=True)]
-    figures.spectrograms(panels, run.stft, folder / f"{first}--{second}.png")
+    figures.spectrograms(panels, run.stft, run.target / f"{first}--{second}.png")
     for z, w, log_variance in ((a, b, decoded[2]), (b, a, decoded[3])):
-        audio.write(folder / f"{z.utterance.name}.wav", z.waveform)
-        name, length = f"z-{z.utterance.name}--w-{w.utterance.name}", len(z.waveform)
-        waveform = audio.resynthesise(log_variance, z.spectrum, run.stft, length)
-        audio.write(folder / f"{name}.wav", waveform.cpu().numpy())
-        generator = torch.Generator().manual_seed(seed_of(seed, z.utterance.name))
-        waveform = audio.griffin_lim(log_variance.exp(), run.stft, length=length, generator=generator)
-        audio.write(folder / f"{name}-griffin-lim.wav", waveform.cpu().numpy())
+        name, length, noise = z.utterance.name, len(z.waveform), noise_of(seed, z.utterance.name)
+        kept = audio.resynthesise(log_variance, z.spectrum, run.stft, length)
+        found = audio.griffin_lim(log_variance.exp(), run.stft, length=length, generator=noise)
+        exchanged = f"z-{name}--w-{w.utterance.name}"
+        audio.write(run.target / f"{name}.wav", z.waveform)
+        audio.write(run.target / f"{exchanged}.wav", kept.cpu().numpy())
+        audio.write(run.target / f"{exchanged}-griffin-lim.wav", found.cpu().numpy())

@@ -6,11 +6,9 @@ moved within one low-dimensional subspace by a vector w that belongs to the utte
     p(x_t | w) = Σ_c ω_c N(x_t; μ_c + T_c w, Σ_c),    w ~ N(0, I);    the i-vector is E[w | x_{1:T}].
 
     background, trace = train_background(train)                        # ω_c, μ_c, Σ_c
-    statistics = collect_statistics(background, train)                 # of Baum and Welch, all that T and w need
+    statistics = collect_statistics(background, train)                 # of Baum and Welch
     loading, trace = train_total_variability(statistics, dimension=100)
     vectors = extract(loading, collect_statistics(background, test))   # (utterances, 100)
-
-Sums over frames are matrix products in float64, on the device that `train_background` is given.
 """
 
 import math
@@ -22,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import audio
-from ..corpus import Corpus, CorpusError
+from ..data import audio
+from ..data.corpus import Corpus, CorpusError
 
 FRAMES_PER_COMPONENT = 400  # at least: each has 1,891 numbers to be estimated
 BACKGROUND_FRAMES = 2_000_000  # at most, drawn at random: about 7 hours of speech
@@ -33,23 +31,17 @@ BLOCK = 256  # utterances at a time
 
 
 def features(waveform: Tensor) -> Tensor:
-    """Waveform (samples,) → 20 MFCC, their slopes and the slopes' slopes, (speech frames, 60).
-
-    Frames without speech are left out, after the slopes are taken. The utterance's mean stays in: where all recordings
-    have been made alike it says much of the speaker, and the models that these are compared with see it too.
-    """
+    """Waveform (samples,) → 20 MFCC, their slopes and the slopes' slopes, of the frames with speech (frames, 60). The
+    utterance's mean is not subtracted: the models that i-vectors are compared with see it too."""
     cepstra = audio.mfcc(waveform)
     slopes = audio.deltas(cepstra)
     return torch.cat([cepstra, slopes, audio.deltas(slopes)], dim=-1)[audio.voiced_frames(waveform)]
 
 
-def features_of(corpus: Corpus, title: str, device: torch.device) -> Iterator[Tensor]:
+def features_of(corpus: Corpus, title: str, device: torch.device | str) -> Iterator[Tensor]:
     """`features` of every utterance, in order."""
     for index in tqdm(range(len(corpus)), desc=title, unit=" utterances", disable=None):
         yield features(torch.from_numpy(corpus.waveform(index)).to(device))
-
-
-# ------------------------------------------------------------------------------ the universal background model
 
 
 def _pack(symmetric: Tensor) -> Tensor:
@@ -70,15 +62,8 @@ def _unpack(packed: Tensor, d: int) -> Tensor:
 def _monomials(frames: Tensor) -> Tensor:
     """(n, d) → x_i x_j for i ≤ j as _pack orders them, x_i, 1: (d(d + 1)/2 + d + 1, n) in float64"""
     x = frames.double().T.contiguous()
-    d, n = x.shape
-    monomials = x.new_empty(d * (d + 1) // 2 + d + 1, n)
-    start = 0
-    for i in range(d):
-        torch.mul(x[i], x[i:], out=monomials[start : start + d - i])
-        start += d - i
-    monomials[start:-1] = x
-    monomials[-1] = 1
-    return monomials
+    rows, columns = torch.triu_indices(len(x), len(x), device=x.device)
+    return torch.cat([x[rows] * x[columns], x, torch.ones_like(x[:1])])
 
 
 @dataclass(frozen=True)
@@ -98,8 +83,7 @@ class GaussianMixture:
     def coefficients(self) -> Tensor:
         """Of ln ω_c N(x; μ_c, Σ_c) in the monomials of x, (components, monomials), with P = Σ_c⁻¹:
 
-        −½ xᵀPx + xᵀPμ + ln ω_c − ½ μᵀPμ − ½ ln |2πΣ_c|
-        """
+        −½ xᵀPx + xᵀPμ + ln ω_c − ½ μᵀPμ − ½ ln |2πΣ_c|"""
         d = self.means.shape[1]
         precision = torch.cholesky_inverse(self.cholesky)
         linear = torch.einsum("cij,cj->ci", precision, self.means)
@@ -119,22 +103,16 @@ def _chunks(frames: Tensor) -> tuple[Tensor, ...]:
     return frames.split(CHUNKS[frames.device.type])
 
 
-def _nearest(frames: Tensor, centres: Tensor) -> Tensor:
-    """The index of each frame's nearest centre, (n,)"""
-    return (frames @ centres.T - centres.square().sum(1) / 2).argmax(1)
-
-
 def _k_means(frames: Tensor, components: int, generator: torch.Generator) -> GaussianMixture:
-    """Ten rounds of k-means on frames (n, d) of zero mean and unit covariance, from frames drawn at random.
-
-    Every component gets the average covariance within the clusters.
-    """
+    """Ten rounds of k-means on frames (n, d) of zero mean and unit covariance, from frames drawn at random. Every
+    component gets the average covariance within the clusters."""
     n, d = frames.shape
     centres = frames[torch.randperm(n, generator=generator)[:components].to(frames.device)]
     for _ in tqdm(range(10), desc="k-means", disable=None):
         sums = centres.new_zeros(components, d + 1)
         for chunk in _chunks(frames):
-            sums.index_add_(0, _nearest(chunk, centres), torch.cat([chunk, torch.ones_like(chunk[:, :1])], dim=1))
+            nearest = (chunk @ centres.T - centres.square().sum(1) / 2).argmax(1)
+            sums.index_add_(0, nearest, torch.cat([chunk, torch.ones_like(chunk[:, :1])], dim=1))
         centres = torch.where(sums[:, -1:] > 0, sums[:, :-1] / sums[:, -1:].clamp(min=1), centres)
     means, counts = centres.double(), sums[:, -1].double()
     within = torch.eye(d).to(means) - (means.T * (counts / n)) @ means
@@ -150,12 +128,9 @@ def _floored(covariance: Tensor) -> Tensor:
 def fit_mixture(
     frames: Tensor, components: int, iterations: int = 10, tolerance: float = 1e-3, seed: int = 0
 ) -> tuple[GaussianMixture, list[float]]:
-    """A mixture of full-covariance Gaussians for frames (n, d), by expectation-maximisation.
-
-    Starts from k-means, and ends after `iterations`, or when one has gained less than `tolerance` per frame. Returns
-    the mixture, and the mean of ln p(x) before each iteration and at the end, which never falls: the floor of the
-    variances is part of what is maximised.
-    """
+    """A mixture of full-covariance Gaussians for frames (n, d), by expectation-maximisation from k-means, until an
+    iteration gains less than `tolerance` per frame. Returns the mixture, and the mean of ln p(x) before each iteration
+    and at the end, which never falls."""
     frames = frames.double()
     mean = frames.mean(0)
     lower = torch.linalg.cholesky((frames - mean).T @ (frames - mean) / len(frames))
@@ -186,15 +161,12 @@ def fit_mixture(
 def train_background(
     train: Corpus, components: int = 2048, seed: int = 0, device: torch.device | str = "cpu"
 ) -> tuple[GaussianMixture, list[float]]:
-    """The universal background model of a corpus, and its trace as `fit_mixture` gives it.
-
-    `components` is halved until there are FRAMES_PER_COMPONENT frames for each. CorpusError where not even one
-    component has so many.
-    """
-    frames = torch.cat(list(features_of(train, "background", torch.device(device))))
+    """The universal background model of a corpus, and its trace as `fit_mixture` gives it. `components` is halved until
+    there are FRAMES_PER_COMPONENT frames for each. CorpusError where not even one component has so many."""
+    frames = torch.cat(list(features_of(train, "background", device)))
     if len(frames) < FRAMES_PER_COMPONENT:
-        raise CorpusError(f"{train.name}: holds {len(frames) / 100:.0f} s of speech in its training split; i-vectors "
-                          f"need at least {FRAMES_PER_COMPONENT / 100:.0f} s")
+        seconds = f"{len(frames) / 100:.0f} s of speech in its training split"
+        raise CorpusError(f"{train.name}: holds {seconds}; i-vectors need at least {FRAMES_PER_COMPONENT / 100:.0f} s")
     if len(frames) > BACKGROUND_FRAMES:
         chosen = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed))[:BACKGROUND_FRAMES]
         frames = frames[chosen.to(frames.device)]
@@ -203,22 +175,18 @@ def train_background(
     return fit_mixture(frames, components, seed=seed)
 
 
-# ------------------------------------------------------------------------------------------ total variability
-
-
 @dataclass(frozen=True)
 class Statistics:
     """Of Baum and Welch, for each utterance, on the CPU: with γ_tc = p(c | x_t) and Σ_c = L_c L_cᵀ,
 
-    counts (utterances, components) = Σ_t γ_tc,    sums (utterances, components, d) = Σ_t γ_tc L_c⁻¹ (x_t − μ_c).
-    """
+    counts (utterances, components) = Σ_t γ_tc,    sums (utterances, components, d) = Σ_t γ_tc L_c⁻¹ (x_t − μ_c)."""
 
     counts: Tensor
     sums: Tensor
 
-    def blocks(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        for counts, sums in zip(self.counts.split(BLOCK), self.sums.split(BLOCK), strict=True):
-            yield counts.to(device, torch.float64), sums.to(device, torch.float64)
+    def blocks(self, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+        for block in zip(self.counts.split(BLOCK), self.sums.split(BLOCK), strict=True):
+            yield tuple(part.to(device, torch.float64) for part in block)
 
 
 def utterance_statistics(mixture: GaussianMixture, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,35 +236,29 @@ def _gram(loading: Tensor) -> Tensor:
 def train_total_variability(
     statistics: Statistics, dimension: int, iterations: int = 10, seed: int = 0, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, list[float]]:
-    """The total variability matrix by expectation-maximisation, from a random start.
-
-    Each iteration ends with a change of coordinates that makes the average second moment of w the identity (minimum
-    divergence; Kenny, Bayesian speaker verification with heavy-tailed priors, 2010). Returns the loading L_c⁻¹ T_c
-    (components, d, dimension), and the mean over utterances of ln p(sums) minus that under T = 0, before each
-    iteration and at the end, which never falls.
-    """
-    device = torch.device(device)
+    """The total variability matrix by expectation-maximisation, from a random start. Each iteration ends with a change
+    of coordinates that makes the average second moment of w the identity (minimum divergence; Kenny, Bayesian speaker
+    verification with heavy-tailed priors, 2010). Returns the loading L_c⁻¹ T_c (components, d, dimension), and the mean
+    over utterances of ln p(sums) minus that under T = 0, before each iteration and at the end, which never falls."""
     (utterances, components), d = statistics.counts.shape, statistics.sums.shape[2]
     start = torch.randn(components, d, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     loading, trace = 0.1 * start.to(device), []
     present = (statistics.counts.sum(0) > 1e-3).to(device)
     for iteration in tqdm(range(iterations + 1), desc=f"i-vectors {dimension}", unit=" iterations", disable=None):
-        gram, second, first, total = _gram(loading), 0, 0, 0
-        average = loading.new_zeros(gram.shape[1])
+        gram, average, second, first, total = _gram(loading), 0, 0, 0, 0
         for counts, sums in statistics.blocks(device):
             mean, covariance, gain = posterior(loading, counts, sums, gram)
             moments = _pack(covariance + mean[:, :, None] * mean[:, None])
             second = second + counts.T @ moments
             first = first + mean.T @ sums.flatten(1)
-            average += moments.sum(0)
+            average = average + moments.sum(0)
             total += float(gain.sum())
         trace.append(total / utterances)
         if iteration == iterations:
             return loading, trace
         first = first.unflatten(1, (components, d)).permute(1, 0, 2)
-        fresh = torch.linalg.solve(_unpack(second[present], dimension), first[present]).mT
         loading = loading.clone()
-        loading[present] = fresh
+        loading[present] = torch.linalg.solve(_unpack(second[present], dimension), first[present]).mT
         loading = loading @ torch.linalg.cholesky(_unpack(average / utterances, dimension))
 
 

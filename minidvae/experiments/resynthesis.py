@@ -1,21 +1,20 @@
 """Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE benchmark paper, Table 2)."""
 
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import audio, figures, metrics
-from ..audio import STFT
-from ..checkpoint import CheckpointError
-from ..command_line import as_json, write
-from ..corpus import Corpus
+from ..data import audio
+from ..data.audio import SAMPLE_RATE
 from ..models import MODELS as ALL_MODELS
 from ..models.base import DVAE
-from . import Options, Run, clear
+from . import figures, metrics, report
+from .runs import Options, Run, noise_of
 
 MODELS = [name for name, (kind, _) in ALL_MODELS.items() if issubclass(kind, DVAE)]
 
@@ -31,56 +30,35 @@ COLUMNS = {  # measure: heading, decimals
     "estoi": ("ESTOI", 3),
 }
 
-# On these corpora, as printed: LigHT-DVAE paper, Table 1, own past for the autoregressive models.
+# LigHT-DVAE paper, Table 1, as printed, own past for the autoregressive models: RMSE, SI-SDR, PESQ, ESTOI
 PUBLISHED = {
-    "WSJ0": {
-        "vae": {"rmse": 0.040, "si_sdr": 7.4, "pesq": 3.28, "estoi": 0.88},
-        "dkf": {"rmse": 0.037, "si_sdr": 8.3, "pesq": 3.51, "estoi": 0.91},
-        "rvae": {"rmse": 0.034, "si_sdr": 8.9, "pesq": 3.53, "estoi": 0.91},
-        "srnn": {"rmse": 0.036, "si_sdr": 8.7, "pesq": 3.57, "estoi": 0.91},
-        "hit_dvae": {"rmse": 0.031, "si_sdr": 10.0, "pesq": 3.52, "estoi": 0.91},
-        "light_dvae": {"rmse": 0.030, "si_sdr": 10.1, "pesq": 3.55, "estoi": 0.91},
-    },
-    "VoiceBank": {
-        "vae": {"rmse": 0.052, "si_sdr": 8.4, "pesq": 3.24, "estoi": 0.89},
-        "dkf": {"rmse": 0.048, "si_sdr": 9.3, "pesq": 3.44, "estoi": 0.91},
-        "rvae": {"rmse": 0.050, "si_sdr": 8.9, "pesq": 3.39, "estoi": 0.90},
-        "srnn": {"rmse": 0.044, "si_sdr": 10.1, "pesq": 3.42, "estoi": 0.91},
-        "hit_dvae": {"rmse": 0.039, "si_sdr": 11.4, "pesq": 3.60, "estoi": 0.93},
-        "light_dvae": {"rmse": 0.038, "si_sdr": 11.6, "pesq": 3.58, "estoi": 0.93},
-    },
+    "vae": {"WSJ0": (0.040, 7.4, 3.28, 0.88), "VoiceBank": (0.052, 8.4, 3.24, 0.89)},
+    "dkf": {"WSJ0": (0.037, 8.3, 3.51, 0.91), "VoiceBank": (0.048, 9.3, 3.44, 0.91)},
+    "rvae": {"WSJ0": (0.034, 8.9, 3.53, 0.91), "VoiceBank": (0.050, 8.9, 3.39, 0.90)},
+    "srnn": {"WSJ0": (0.036, 8.7, 3.57, 0.91), "VoiceBank": (0.044, 10.1, 3.42, 0.91)},
+    "hit_dvae": {"WSJ0": (0.031, 10.0, 3.52, 0.91), "VoiceBank": (0.039, 11.4, 3.60, 0.93)},
+    "light_dvae": {"WSJ0": (0.030, 10.1, 3.55, 0.91), "VoiceBank": (0.038, 11.6, 3.58, 0.93)},
 }
 
 
-def run(runs: list[Run], options: Options) -> list[dict]:
-    results, corpora = {}, {run.data for run in runs}
-    for run in runs:
-        print(f"{run.folder}: {run.name}, {run.trained}; {len(run.test)} utterances of {run.data}")
-        target = run.target / (options.mode if options.mode == "teacher_forcing" else "")
-        result = evaluate(run.model, run.stft, run.test, options.mode, target, options.seed)
-        settings = {"data": run.data, "split": options.split, "seed": options.seed}
-        result |= {"run": str(run.folder), "model": run.name} | settings
-        write(target / "results.json", as_json(result))
-        mode = f" ({options.mode.replace('_', ' ')})" if run.model.autoregressive else ""
-        results[f"{run.folder}{mode}" + (f" on {run.data}" if len(corpora) > 1 else "")] = result
-        print(f"results.json, wav files and figures: {target}/")
-    print()
-    comparable = len(corpora) == 1 and options == Options(seed=options.seed)  # the whole test split, own past
-    print(table(results, run.corpus.layout if comparable else None))
+def evaluate(runs: list[Run], options: Options) -> list[dict]:
+    """One table, and results.json, wav files and figures in the folder of every run."""
+    if options.mode == "teacher_forcing":
+        runs = [replace(run, target=run.target / options.mode) for run in runs]
+    results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
+    mode = f" ({options.mode.replace('_', ' ')})"
+    titles = [title + mode * run.model.autoregressive for title, run in zip(report.titles(runs), runs, strict=True)]
+    rows = dict(zip(titles, results, strict=True))
+    print(f"\n{table(rows, report.published_layout(runs, options))}")
     print("\nMean ± standard error over utterances. RMSE after the best gain. PESQ: narrow band, raw (P.862) and LQO.")
-    return list(results.values())
+    return results
 
 
-def resynthesise(
-    model: DVAE, stft: STFT, waveforms: list[np.ndarray], mode: str, seeds: list[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Whole utterances through the model: one draw of z per frame, each utterance's own seed, the phase of the input.
-
-    waveforms: (samples,) each. Yields for each the resynthesis (samples,) and its log-variance (frames, bins).
-    """
+def resynthesise(model: DVAE, stft: audio.STFT, waveforms: list, mode: str, generators: list) -> Iterator[tuple]:
+    """Whole utterances (samples,) through the model: one draw of z per frame, from the torch.Generator of each, and the
+    phase of the input. Yields for each the resynthesis (samples,) and its log-variance (frames, bins), numpy arrays."""
     device = next(model.parameters()).device
     spectra = [stft.analyse(torch.from_numpy(waveform).to(device)) for waveform in waveforms]
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noises = [model.draw_noise(1, len(s), generator) for s, generator in zip(spectra, generators, strict=True)]
     log_variances = model.resynthesise_each([spectrum.abs().square() for spectrum in spectra], mode, noises)
     for waveform, spectrum, log_variance in zip(waveforms, spectra, log_variances, strict=True):
@@ -89,7 +67,8 @@ def resynthesise(
 
 
 def batches(lengths: list[int], frames: int = BATCH) -> list[list[int]]:
-    """Sequences, given by their lengths, in batches of similar ones: of so many frames with the padding, or of one."""
+    """The indices of sequences, given their lengths, in batches of similar length: of at most so many frames with the
+    padding, or of one sequence."""
     groups = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         if not groups or (len(groups[-1]) + 1) * lengths[index] > frames:
@@ -98,27 +77,20 @@ def batches(lengths: list[int], frames: int = BATCH) -> list[list[int]]:
     return groups
 
 
-def seed_of(seed: int, name: str) -> int:
-    """The seed of an utterance's noise: the same whatever else is evaluated."""
-    return zlib.crc32(f"{seed} {name}".encode())
-
-
-def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, seed: int = 0) -> dict:
-    """Resynthesise every utterance of `test`, measure it, and write wav files and figures of the first EXAMPLES.
-
-    Metrics run on all cores while the next utterances are resynthesised. Returns {"summary": …, "utterances": …}.
-    Raises CheckpointError where the model's output is not finite.
-    """
-    clear(folder)
+def evaluate_run(run: Run, options: Options) -> dict:
+    """Resynthesise every test utterance, measure it, and write wav files and figures of the first EXAMPLES. Metrics run
+    on all cores while the next utterances are resynthesised. Returns {"mode", "summary", "utterances"}. Raises
+    CheckpointError where the model's output is not finite."""
+    test, stft, folder = run.test, run.stft, run.target
     groups = batches([stft.frames(u.trim[1] - u.trim[0]) for u in test.utterances])
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for group in groups:
             names, waveforms = [test.utterances[index].name for index in group], [test.waveform(i) for i in group]
-            estimates = resynthesise(model, stft, waveforms, mode, [seed_of(seed, name) for name in names])
+            generators = [noise_of(options.seed, name) for name in names]
+            estimates = resynthesise(run.model, stft, waveforms, options.mode, generators)
             for index, name, waveform, (estimate, log_variance) in zip(group, names, waveforms, estimates, strict=True):
-                if not np.isfinite(estimate).all():
-                    raise CheckpointError(f"{name}: the model's output is not finite; it cannot be evaluated")
+                run.check_finite(estimate, f"{name}: the model's output")
                 if index < EXAMPLES:
                     audio.write(folder / f"{name}-original.wav", waveform)
                     audio.write(folder / f"{name}-resynthesis.wav", estimate)
@@ -127,32 +99,29 @@ def evaluate(model: DVAE, stft: STFT, test: Corpus, mode: str, folder: Path, see
                     figures.spectrograms(panels, stft, folder / f"{name}.png")
                 yield waveform, estimate
 
-    with tqdm(total=len(test), desc="resynthesis", unit="utterance", disable=None) as bar:
-        measured = metrics.resynthesis_metrics_of(pairs(), progress=bar.update)
-    measures = dict(zip((index for group in groups for index in group), measured, strict=True))
+    measures = metrics.resynthesis_metrics_of(pairs())
+    measures = list(tqdm(measures, "resynthesis", len(test), unit="utterance", disable=None))
     rows = []
-    for index, u in enumerate(test.utterances):
-        seconds = (u.trim[1] - u.trim[0]) / audio.SAMPLE_RATE
-        rows.append({"name": u.name, "speaker": u.speaker, "seconds": seconds} | measures[index])
-    return {"mode": mode, "summary": metrics.summary(measured), "utterances": rows}
+    for index, row in sorted(zip(chain(*groups), measures, strict=True), key=itemgetter(0)):
+        u = test.utterances[index]
+        rows.append({"name": u.name, "speaker": u.speaker, "seconds": (u.trim[1] - u.trim[0]) / SAMPLE_RATE} | row)
+    return {"mode": options.mode, "summary": metrics.summary(measures), "utterances": rows}
 
 
 def table(results: dict[str, dict], layout: str | None = None) -> str:
-    """The table of results by row title. `layout` names their corpus where they may stand beside published rows:
-    one corpus, its whole test split, own past; rows follow for the models that are published on it."""
-    models = dict.fromkeys(result["model"] for result in results.values())
-    published = {f"{name} (paper)": row for name, row in PUBLISHED.get(layout, {}).items() if name in models}
-    width = max(map(len, [*results, *published]))
-    lines = [" " * width + "".join(f"{heading:>18}" for heading, _ in COLUMNS.values())]
+    """The results by row title. `layout` names their corpus where published rows may stand beside them: rows follow for
+    the models that are published on it."""
+    rows = []
     for title, result in results.items():
-        cells = []
-        for measure, (_, d) in COLUMNS.items():
+        rows.append([title])
+        for measure, (_, decimals) in COLUMNS.items():
             mean, error, count = (result["summary"][measure][key] for key in ("mean", "standard_error", "count"))
-            cells.append(f"{mean:.{d}f} ± {error:.{d}f}".removesuffix(" ± nan"))
-            if count < len(result["utterances"]):  # the others have too little speech for it
-                cells[-1] += f" ({count})"
-        lines.append(f"{title:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
-    for title, values in published.items():
-        cells = [f"{values[name]:.{d}f}" if name in values else "" for name, (_, d) in COLUMNS.items()]
-        lines.append(f"{title:<{width}}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+            defined = f" ({count})" if count < len(result["utterances"]) else ""  # the others have too little speech
+            rows[-1].append(report.mean_and_error(mean, error, decimals) + defined)
+    models = {result["model"] for result in results.values()}
+    for model, published in PUBLISHED.items():
+        if model in models and layout in published:
+            rmse, si_sdr, pesq, estoi = published[layout]
+            cells = [f"{rmse:.4f}", f"{si_sdr:.2f}", f"{pesq:.2f}", "", "", f"{estoi:.3f}"]
+            rows.append([f"{model} (paper)", *cells])
+    return report.table(["", *(heading for heading, _ in COLUMNS.values())], rows)

@@ -1,7 +1,7 @@
-"""What the kernels share: Triton or its absence, the tensors a kernel takes, activations, gradients of gradients.
+"""What the kernels share: Triton or its absence, which tensors a kernel takes, activations, rows in tiles.
 
 Every fused path runs in Triton's interpreter too, on CPU tensors, when TRITON_INTERPRET=1 is set before the import.
-The public functions never take it there: on the CPU they take the fastest form in plain PyTorch.
+The public functions never take it there: on the CPU they take plain PyTorch.
 """
 
 from contextlib import nullcontext
@@ -39,7 +39,27 @@ def tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-@torch.compiler.assume_constant_result
+@triton.jit
+def store(ptr, at, value, inside):
+    """Into a tensor, where there is one."""
+    if ptr is not None:
+        tl.store(ptr + at, value.to(ptr.dtype.element_ty), mask=inside)
+
+
+def row_tiles(rows: Tensor) -> tuple[tuple[int], dict]:
+    """Grid and tile of a kernel that reads (rows, columns) once, one tile after the other along the columns: 512
+    elements by 4 warps, wide rather than high, so that a thread has few rows to address."""
+    width = min(128, triton.next_power_of_2(rows.shape[1]))
+    tile = {"ROWS": 512 // width, "COLUMNS": width, "num_warps": 4}
+    return (triton.cdiv(len(rows), tile["ROWS"]),), tile
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """(…, columns) → (rows, columns), the elements of a row beside one another; a copy only where that needs one."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
 def capable(device: torch.device) -> bool:
     """Whether a GPU is one that the kernels are compiled for: NVIDIA's, from sm_80 (bfloat16, 163 KiB shared)."""
     if torch.version.cuda is None:
@@ -72,22 +92,14 @@ def exact_products() -> bool:
     return matmul.fp32_precision in ("none", "ieee") if hasattr(matmul, "fp32_precision") else not matmul.allow_tf32
 
 
+def differentiates_once(name: str) -> None:
+    """Raises RuntimeError in a backward pass whose gradient is to be differentiated itself, as by create_graph=True."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name} differentiates once; for a gradient of its gradient use {name}_reference")
+
+
 def without_autocast(device: torch.device):
     """A region in which tensors keep their dtype. Some devices, meta for one, know no autocast."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
-
-
-def needs_gradient(*tensors: Tensor | None) -> list[bool]:
-    """For each tensor, whether a gradient will be asked for."""
-    return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
-
-
-def differentiable_gradient(reference, inputs, d_outputs) -> tuple[Tensor | None, ...]:
-    """The gradients of a function by autograd through its definition, so that they have gradients themselves."""
-    aliases = [None if x is None else x.view_as(x) for x in inputs]  # one input may have been computed from another
-    wanted = [x for x in aliases if x is not None and x.requires_grad]
-    with without_autocast(wanted[0].device):
-        found = iter(torch.autograd.grad(reference(*aliases), wanted, d_outputs, create_graph=True, allow_unused=True))
-    return tuple(next(found) if x is not None and x.requires_grad else None for x in aliases)

@@ -1,35 +1,23 @@
 """Kullback-Leibler divergence between two Gaussians with diagonal covariance, from their log-variances.
 
-On a GPU one kernel reads each input once and writes each gradient that is wanted once: in float32, 32 bytes per
-dimension for four inputs with four gradients, 16 with the standard normal, which is not loaded, for a loss that ends
-in the mean over frames (`rows.py`; twice the gradients' bytes more for any other). On the CPU the closed form takes a
-third less time than autograd through the definition, with a prior, and a tenth less without.
+On a GPU one kernel does either pass, and reads the inputs in both. On the CPU the closed form keeps its gradients.
 """
 
 import torch
 from torch import Tensor
 
-from .common import tl, triton
-from .rows import RowLoss, as_rows, geometry, load_tile, register_gradient, rows_that_count, store_tile
+from .common import as_rows, differentiates_once, launchable, row_tiles, store, tl, triton
 
 
 def gaussian_kl_reference(
-    q_mean: Tensor,
-    q_log_variance: Tensor,
-    p_mean: Tensor | None = None,
-    p_log_variance: Tensor | None = None,
-    mask: Tensor | None = None,
+    q_mean: Tensor, q_log_variance: Tensor, p_mean: Tensor | None = None, p_log_variance: Tensor | None = None
 ) -> Tensor:
     """KL(q ‖ p) = ½ Σ_d ( lp − lq + (e^{lq} + (μq − μp)²)·e^{−lp} − 1 )
 
-    q and p are (…, dimensions); without p the prior is N(0, I). mask: (…), bool, the frames that count; the others
-    give 0 and no gradient, whatever they hold. Returns (…), float32 at least.
+    q and p are (…, dimensions); without p it is N(0, I). Returns (…), float32 at least.
     """
-    given = [tensor for tensor in (q_mean, q_log_variance, p_mean, p_log_variance) if tensor is not None]
-    given = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in given]
-    if mask is not None:
-        given = [torch.where(mask[..., None], tensor, 0) for tensor in given]
-    q_mean, q_log_variance, *p = given
+    given = [x for x in (q_mean, q_log_variance, p_mean, p_log_variance) if x is not None]
+    q_mean, q_log_variance, *p = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in given)
     if not p:
         return 0.5 * (torch.exp(q_log_variance) + q_mean.square() - q_log_variance - 1).sum(-1)
     p_mean, p_log_variance = p
@@ -39,113 +27,103 @@ def gaussian_kl_reference(
 
 @triton.jit
 def gaussian_kl_kernel(
-    qm_ptr, ql_ptr, pm_ptr, pl_ptr, mask_ptr, value_ptr, d_qm_ptr, d_ql_ptr, d_pm_ptr, d_pl_ptr,
-    qm_stride, ql_stride, pm_stride, pl_stride, rows, columns, scale,
+    qm_ptr, ql_ptr, pm_ptr, pl_ptr, value_ptr, upstream_ptr, d_qm_ptr, d_ql_ptr, d_pm_ptr, d_pl_ptr,
+    qm_stride, ql_stride, pm_stride, pl_stride, upstream_stride, rows, columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    counts = rows_that_count(mask_ptr, row, rows)
+    """Forward (without an upstream gradient): the values. Backward: the gradients whose pointers are given."""
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if upstream_ptr is not None:
+        upstream = tl.load(upstream_ptr + row * upstream_stride, mask=row < rows, other=0).to(tl.float32)
     for start in range(0, columns, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        inside = counts[:, None] & (column < columns)[None, :]
-        qm = load_tile(qm_ptr, qm_stride, row, column, inside)
-        ql = load_tile(ql_ptr, ql_stride, row, column, inside)
+        column = start + tl.arange(0, COLUMNS)[None, :]
+        inside = (row < rows) & (column < columns)
+        qm = tl.load(qm_ptr + row * qm_stride + column, mask=inside, other=0).to(tl.float32)
+        ql = tl.load(ql_ptr + row * ql_stride + column, mask=inside, other=0).to(tl.float32)
+        precision, distance, log_ratio = 1.0, qm, ql  # log_ratio: of the variances, q over p
         if pm_ptr is not None:
-            pm = load_tile(pm_ptr, pm_stride, row, column, inside)
-            pl = load_tile(pl_ptr, pl_stride, row, column, inside)
-            ratio, d_mean = tl.exp(ql - pl), (qm - pm) * tl.exp(-pl)
-            distance, d_pl = d_mean * (qm - pm), 0.5 * (1 - ratio - d_mean * (qm - pm))
-            total += 0.5 * (pl - ql + ratio + distance - 1)
-            store_tile(d_pm_ptr, -scale * d_mean, row, column, rows, columns)
-            store_tile(d_pl_ptr, scale * d_pl, row, column, rows, columns)
+            pm = tl.load(pm_ptr + row * pm_stride + column, mask=inside, other=0).to(tl.float32)
+            pl = tl.load(pl_ptr + row * pl_stride + column, mask=inside, other=0).to(tl.float32)
+            precision, distance, log_ratio = tl.exp(-pl), qm - pm, ql - pl
+        if upstream_ptr is None:
+            total += 0.5 * (tl.exp(log_ratio) - log_ratio + distance * distance * precision - 1)  # 0 outside
         else:
-            ratio, d_mean = tl.exp(ql), qm
-            total += 0.5 * (ratio + qm * qm - ql - 1)
-        store_tile(d_qm_ptr, scale * d_mean, row, column, rows, columns)
-        store_tile(d_ql_ptr, scale * 0.5 * (ratio - 1), row, column, rows, columns)
-    tl.store(value_ptr + row, tl.sum(total, axis=1), mask=row < rows)
+            d_mean, d_ql = upstream * distance * precision, 0.5 * upstream * (tl.exp(log_ratio) - 1)
+            at = row * columns + column
+            store(d_qm_ptr, at, d_mean, inside)
+            store(d_ql_ptr, at, d_ql, inside)
+            store(d_pm_ptr, at, -d_mean, inside)
+            store(d_pl_ptr, at, -d_ql - 0.5 * d_mean * distance, inside)
+    if upstream_ptr is None:
+        tl.store(value_ptr + row, tl.sum(total, axis=1, keep_dims=True), mask=row < rows)
 
 
-def launch(inputs, mask, wanted) -> tuple[Tensor, list[Tensor | None]]:
-    frames, (rows, columns) = inputs[0].shape[:-1], as_rows(inputs[0]).shape
-    value = torch.empty(frames, dtype=torch.float32, device=inputs[0].device)
-    gradients = [
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants else None
-        for x, wants in zip(inputs, wanted, strict=True)
-    ]
-    inputs = [None if x is None else as_rows(x) for x in inputs]
-    strides = [0 if x is None else x.stride(0) for x in inputs]
-    mask = None if mask is None else mask.expand(frames).contiguous().view(torch.uint8)
-    tile = geometry(columns)
-    with torch.cuda.device_of(value):
-        gaussian_kl_kernel[triton.cdiv(rows, tile["ROWS"]),](
-            *inputs, mask, value, *gradients, *strides, rows, columns, 1 / rows, **tile
-        )
-    return value, gradients
+class FusedGaussianKL(torch.autograd.Function):
+    """By the kernel, for inputs of one shape."""
+
+    @staticmethod
+    def forward(ctx, *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        value = torch.empty(inputs[0].shape[:-1], dtype=torch.float32, device=inputs[0].device)
+        rows, strides, (grid, tile) = arguments(inputs)
+        with torch.cuda.device_of(value):
+            gaussian_kl_kernel[grid](*rows, value, *[None] * 5, *strides, *rows[0].shape, **tile)
+        return value
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        differentiates_once("gaussian_kl")
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants else None for x, wants in wanted]
+        upstream = upstream.reshape(-1)
+        rows, strides, (grid, tile) = arguments(ctx.saved_tensors, upstream)
+        with torch.cuda.device_of(upstream):
+            gaussian_kl_kernel[grid](*rows, None, upstream, *gradients, *strides, *rows[0].shape, **tile)
+        return tuple(gradients)
 
 
-def closed_form(inputs, mask, wanted) -> tuple[Tensor, list[Tensor | None]]:
-    if mask is not None:
-        inputs = [None if x is None else torch.where(mask[..., None], x, 0) for x in inputs]
-    qm, ql, pm, pl = inputs
-    if pm is None:
-        d_ql = torch.exp(ql).sub_(1).mul_(0.5)
-        value = torch.addcmul(torch.add(d_ql, ql, alpha=-0.5), qm, qm, value=0.5).sum(-1)
-        return value, [qm.clone() if wanted[0] else None, d_ql, None, None]
-    difference = qm - pm
-    d_qm = torch.exp(-pl).mul_(difference)
-    d_ql = torch.sub(ql, pl).exp_().sub_(1).mul_(0.5)
-    d_pl = torch.addcmul(d_ql, d_qm, difference, value=0.5).neg_()  # ½ (1 − spread)
-    value = torch.sub(pl, ql).mul_(0.5).sub_(d_pl).sum(-1)
-    gradients = [d_qm, d_ql, torch.neg(d_qm) if wanted[2] else None, d_pl]
-    return value, [gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True)]
+def arguments(inputs, upstream: Tensor | None = None):
+    rows = [None if x is None else as_rows(x) for x in inputs]
+    return rows, [0 if x is None else x.stride(0) for x in (*rows, upstream)], row_tiles(rows[0])
 
 
-@torch.library.custom_op("minidvae::gaussian_kl", mutates_args=())
-def gaussian_kl_op(
-    q_mean: Tensor,
-    q_log_variance: Tensor,
-    p_mean: Tensor | None,
-    p_log_variance: Tensor | None,
-    mask: Tensor | None,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    value, gradients = launch((q_mean, q_log_variance, p_mean, p_log_variance), mask, wanted)
-    return value, *(q_mean.new_empty(0) if gradient is None else gradient for gradient in gradients)
+def gaussian_kl_fused(q_mean, q_log_variance, p_mean=None, p_log_variance=None) -> Tensor:
+    return FusedGaussianKL.apply(q_mean, q_log_variance, p_mean, p_log_variance)
 
 
-@gaussian_kl_op.register_fake
-def _(q_mean, q_log_variance, p_mean, p_log_variance, mask, wanted):
-    inputs = (q_mean, q_log_variance, p_mean, p_log_variance)
-    value = q_mean.new_empty(q_mean.shape[:-1], dtype=torch.float32)
-    return value, *(
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants else q_mean.new_empty(0)
-        for x, wants in zip(inputs, wanted, strict=True)
-    )
+class PlainGaussianKL(torch.autograd.Function):
+    """The closed form, for float32 or float64 inputs of one shape and dtype."""
 
+    @staticmethod
+    def forward(ctx, qm: Tensor, ql: Tensor, pm: Tensor | None, pl: Tensor | None) -> Tensor:
+        if pm is None:
+            d_ql = torch.exp(ql).sub_(1).mul_(0.5)
+            ctx.save_for_backward(qm, d_ql)
+            return torch.addcmul(torch.add(d_ql, ql, alpha=-0.5), qm, qm, value=0.5).sum(-1)
+        difference = qm - pm
+        d_qm = torch.exp(-pl).mul_(difference)
+        d_ql = torch.sub(ql, pl).exp_().sub_(1).mul_(0.5)
+        d_pl = torch.addcmul(d_ql, d_qm, difference, value=0.5).neg_()  # ½ (1 − spread)
+        ctx.save_for_backward(d_qm, d_ql, -d_qm, d_pl)
+        return torch.sub(pl, ql).mul_(0.5).sub_(d_pl).sum(-1)
 
-LOSS = RowLoss(gaussian_kl_reference, launch, closed_form, gaussian_kl_op)
-register_gradient(LOSS)
-
-
-def gaussian_kl_fused(
-    q_mean: Tensor,
-    q_log_variance: Tensor,
-    p_mean: Tensor | None = None,
-    p_log_variance: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """`gaussian_kl_reference` by the kernel, for inputs of one shape."""
-    return LOSS.by_kernel(mask, q_mean, q_log_variance, p_mean, p_log_variance)
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        differentiates_once("gaussian_kl")
+        gradients = [gradient * upstream[..., None] for gradient in ctx.saved_tensors]
+        return *gradients, *[None] * (4 - len(gradients))
 
 
 def gaussian_kl(
-    q_mean: Tensor,
-    q_log_variance: Tensor,
-    p_mean: Tensor | None = None,
-    p_log_variance: Tensor | None = None,
-    mask: Tensor | None = None,
+    q_mean: Tensor, q_log_variance: Tensor, p_mean: Tensor | None = None, p_log_variance: Tensor | None = None
 ) -> Tensor:
-    """`gaussian_kl_reference`, by the fastest path for these tensors."""
-    return LOSS(mask, q_mean, q_log_variance, p_mean, p_log_variance)
+    """`gaussian_kl_reference` by the fastest path for these tensors; traced, its definition. Differentiable once."""
+    inputs = (q_mean, q_log_variance, p_mean, p_log_variance)
+    given = [x for x in inputs if x is not None]
+    if len({(x.shape, x.device) for x in given}) == 1 and not torch.compiler.is_compiling():
+        if q_mean.is_cuda and launchable(*given):
+            return FusedGaussianKL.apply(*inputs)
+        if not q_mean.is_cuda and {x.dtype for x in given} in ({torch.float32}, {torch.float64}):
+            return PlainGaussianKL.apply(*inputs)
+    return gaussian_kl_reference(*inputs)

@@ -10,7 +10,8 @@ from .deepspeech2 import DeepSpeech2, DeepSpeech2Config
 from .dkf import DKF, DKFConfig
 from .dsae import DSAE, DSAEConfig
 from .fhvae import FHVAE, FHVAEConfig
-from .hit_dvae import HiTConfig, HiTDVAE, LigHTDVAE
+from .hit_dvae import HiTDVAE
+from .light_dvae import LigHTConfig, LigHTDVAE
 from .rvae import RVAE, RVAEConfig
 from .srnn import SRNN, SRNNConfig
 from .storn import STORN, STORNConfig
@@ -25,8 +26,8 @@ MODELS = {
     "srnn": (SRNN, SRNNConfig),
     "rvae": (RVAE, RVAEConfig),
     "dsae": (DSAE, DSAEConfig),
-    "hit_dvae": (HiTDVAE, HiTConfig),
-    "light_dvae": (LigHTDVAE, HiTConfig),
+    "hit_dvae": (HiTDVAE, LigHTConfig),
+    "light_dvae": (LigHTDVAE, LigHTConfig),
     "fhvae": (FHVAE, FHVAEConfig),
     "beta_vae": (BetaVAE, BetaVAEConfig),
     "acoustic": (Acoustic, AcousticConfig),
@@ -35,10 +36,7 @@ MODELS = {
 
 
 def build_model(name: str, **config) -> nn.Module:
-    """The model `name` of MODELS with the given settings, the others at their defaults.
-
-    Raises ValueError naming the choices where the name or a setting is unknown.
-    """
+    """A model of MODELS with these settings, the others at their defaults. ValueError where a name is unknown."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     model, settings = MODELS[name]
@@ -46,8 +44,3 @@ def build_model(name: str, **config) -> nn.Module:
     if unknown := sorted(set(config) - set(known)):
         raise ValueError(f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(known)}")
     return model(settings(**config))
-
-
-def name_of(model: nn.Module) -> str:
-    """The name in MODELS under which `build_model` makes such a model."""
-    return next(name for name, (kind, _) in MODELS.items() if type(model) is kind)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import FrameBatch, Standardise, TranscriptBatch, ctc_loss
+from .base import Standardise
+from .recognisers import FrameBatch, Recogniser, TranscriptBatch, ctc_loss
 
 warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # a matter of speed only
 
@@ -32,9 +33,7 @@ class AcousticConfig:
     lanes: int = 0  # utterances whose state is carried over; set when training begins
 
 
-class Acoustic(nn.Module):
-    batches = "utterances"
-
+class Acoustic(Recogniser):
     def __init__(self, config: AcousticConfig):
         super().__init__()
         if config.projection >= config.width:
@@ -59,9 +58,17 @@ class Acoustic(nn.Module):
         """A state of zeros for so many utterances in parallel."""
         config, device = self.config, self.standardise.mean.device
         config.lanes = lanes
-        outputs = config.projection or config.width
-        self.register_buffer("h", torch.zeros(config.layers, lanes, outputs, device=device))
-        self.register_buffer("c", torch.zeros(config.layers, lanes, config.width, device=device))
+        for name, width in (("h", config.projection or config.width), ("c", config.width)):
+            self.register_buffer(name, torch.zeros(config.layers, lanes, width, device=device))
+
+    def fit(self, batches, fresh: bool) -> None:
+        """Also how often each symbol is."""
+        super().fit(batches, fresh)
+        if fresh and batches.framewise:
+            counts = batches.symbol_counts()
+            shares = torch.tensor([counts[symbol] for symbol in self.config.symbols]) / counts.total()
+            self.log_priors.copy_(shares.log())
+        self.carry(batches.recipe.batch)
 
     def logits(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Utterances x (batch, frames, bins), features as they are, anything after the end, of `lengths` (batch,)
@@ -78,14 +85,11 @@ class Acoustic(nn.Module):
         if self.config.criterion == "ctc":
             loss = ctc_loss(*self.logits(batch.x, batch.lengths), batch)
             return loss, {"loss": loss.detach()}
-        x, state = self.standardise(batch.x), None
+        kept = ~batch.first[:, None]
+        h, last = self.lstm(self.standardise(batch.x), (self.h * kept, self.c * kept) if self.training else None)
         if self.training:
-            kept = ~batch.first[:, None]
-            state = (self.h * kept, self.c * kept)
-        h, last = self.lstm(x, state)
-        if self.training:
-            for buffer, value in zip((self.h, self.c), last, strict=True):
-                buffer.copy_(value.detach())
+            self.h.copy_(last[0].detach())
+            self.c.copy_(last[1].detach())
         logits, labels = self.output(h).float().flatten(0, 1), batch.labels.flatten()
         known = labels >= 0
         total = known.sum().clamp_min(1)

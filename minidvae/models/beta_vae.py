@@ -1,16 +1,17 @@
 """β-VAE of segments (Higgins et al. 2017), the FHVAE paper's baseline feature extractor (appendix G): one latent z.
 
-    p(z) = N(0, I),    q(z | x) from an LSTM over the segment,    p(x | z) from an LSTM fed z at every frame
-    loss = −E log p(x | z) + β KL(q(z | x) ‖ p(z))
+p(z) = N(0, I),    q(z | x) from an LSTM over the segment,    p(x | z) from an LSTM fed z at every frame
+loss = −E log p(x | z) + β KL(q(z | x) ‖ p(z))
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..kernels import gaussian_kl
-from .base import Gaussian, SegmentDecoder, SegmentEncoder, Standardise, gaussian_log_likelihood
+from ..kernels.gaussian_kl import gaussian_kl
+from .base import Gaussian, Standardise
+from .segments import SegmentBatch, SegmentDecoder, SegmentEncoder, SegmentModel, gaussian_log_likelihood
 
 
 @dataclass
@@ -23,9 +24,7 @@ class BetaVAEConfig:
     beta: float = 1.0  # weight of KL(q(z) ‖ p(z)) in the loss
 
 
-class BetaVAE(nn.Module):
-    batches = "segments"
-
+class BetaVAE(SegmentModel):
     def __init__(self, config: BetaVAEConfig):
         super().__init__()
         self.config = config
@@ -38,13 +37,11 @@ class BetaVAE(nn.Module):
         """q(z | x) of segments (batch, frames, bins), features as they are"""
         return self.encoder(self.standardise(x))
 
-    def loss(self, batch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: SegmentBatch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """−log p(x | z) + β KL per segment, mean over the batch (its `x`: (batch, frames, bins)), and its terms."""
         q_z = self.infer(batch.x)
         z = q_z.sample(torch.randn_like(q_z.mean) if noise is None else noise)
-        terms = {
-            "reconstruction": -gaussian_log_likelihood(self.standardise(batch.x), self.decoder(z)).mean(),
-            "kl_z": gaussian_kl(*q_z).mean(),
-        }
+        reconstruction = -gaussian_log_likelihood(self.standardise(batch.x), self.decoder(z)).mean()
+        terms = {"reconstruction": reconstruction, "kl_z": gaussian_kl(*q_z).mean()}
         loss = terms["reconstruction"] + self.config.beta * terms["kl_z"]
         return loss, {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .base import Standardise, TranscriptBatch, ctc_loss
+from .base import Standardise
+from .recognisers import Recogniser, TranscriptBatch, ctc_loss
 
 LAYERS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 CLIP = 20.0  # of the rectified linear units
@@ -37,8 +38,7 @@ class Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bins: int, kernel: tuple[int, int], stride: tuple[int, int]):
         super().__init__()
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, [k // 2 for k in kernel], bias=False)
         self.normalise = nn.LayerNorm((outputs, halved(bins)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,9 +46,7 @@ class Convolution(nn.Module):
         return F.hardtanh(frames, 0.0, CLIP).transpose(1, 2)
 
 
-class DeepSpeech2(nn.Module):
-    batches = "utterances"
-
+class DeepSpeech2(Recogniser):
     def __init__(self, config: DeepSpeech2Config):
         super().__init__()
         if config.architecture not in LAYERS:
@@ -60,8 +58,7 @@ class DeepSpeech2(nn.Module):
 
     def build(self, bins: int, symbols: tuple[str, ...]) -> None:
         """New layers for features of so many bins and for these symbols."""
-        device = self.output.weight.device if hasattr(self, "output") else None
-        config = self.config
+        config, device = self.config, self.output.weight.device if hasattr(self, "output") else None
         config.bins, config.symbols = bins, tuple(symbols)
         self.standardise = Standardise(bins)
         self.convolutions = nn.ModuleList()
@@ -78,9 +75,8 @@ class DeepSpeech2(nn.Module):
         self.to(device)
 
     def encode(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of the last recurrent layer (batch, ⌈frames / 2⌉, width), zeros after the end, and how many of
-        them each utterance has. Every convolution sees zeros beyond both ends of each utterance, as it would of the
-        utterance alone."""
+        """The outputs of the last recurrent layer (batch, ⌈frames / 2⌉, width), zeros after the end, and how many each
+        utterance has. Every convolution sees zeros beyond both ends of each utterance, as it would of it alone."""
         x = (self.standardise(x) * valid(lengths, x.shape[1])[..., None])[:, None]
         lengths = halved(lengths)
         for convolution in self.convolutions:
@@ -89,8 +85,7 @@ class DeepSpeech2(nn.Module):
         frames = x.transpose(1, 2).flatten(2)
         packed = pack_padded_sequence(frames, lengths.cpu(), batch_first=True, enforce_sorted=False)
         for normalise, layer in zip(self.normalise, self.recurrent, strict=True):
-            data = layer(packed._replace(data=normalise(packed.data)))[0].data
-            forward, backward = data.chunk(2, dim=-1)
+            forward, backward = layer(packed._replace(data=normalise(packed.data)))[0].data.chunk(2, dim=-1)
             packed = packed._replace(data=forward + backward)
         return pad_packed_sequence(packed, batch_first=True, total_length=frames.shape[1])[0], lengths
 
@@ -109,8 +104,7 @@ class DeepSpeech2(nn.Module):
 
     def loss(self, batch: TranscriptBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """−log p(labels | x) per symbol, mean over the batch; and its terms, detached."""
-        logits, lengths = self.logits(batch.x, batch.lengths)
-        loss = ctc_loss(logits, lengths, batch)
+        loss = ctc_loss(*self.logits(batch.x, batch.lengths), batch)
         return loss, {"loss": loss.detach()}
 
 

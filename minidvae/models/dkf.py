@@ -16,20 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import latent_scan
-from .base import (
-    DVAE,
-    LSTM,
-    DVAEOutput,
-    Gaussian,
-    GaussianHead,
-    Generators,
-    RecurrentConfig,
-    affine,
-    framewise,
-    mlp,
-    past,
-)
+from ..kernels.latent_scan import latent_scan
+from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Generators, Score, mlp, past
+from .recurrent import LSTM, RecurrentConfig, affine, framewise, stack_frames
 
 
 @dataclass
@@ -68,35 +57,33 @@ class DKF(DVAE):
         super().__init__(config)
         activation, bins, latent = config.activation, config.bins, config.latent
         self.mlp_x = mlp(bins, config.x_hidden, activation)
-        inputs = (bins, *config.x_hidden)[-1]
-        self.lstm_g = LSTM(inputs, config.rnn, config.layers, not config.bidirectional, config.bidirectional)
+        both = config.bidirectional
+        self.lstm_g = LSTM(self.mlp_x.outputs, config.rnn, config.layers, not both, both)
         self.mlp_z = mlp(latent, (*config.z_hidden, config.rnn), activation)
         self.posterior_mlp = mlp(config.rnn, config.posterior_hidden, activation)
-        self.posterior = GaussianHead((config.rnn, *config.posterior_hidden)[-1], latent)
+        self.posterior = GaussianHead(self.posterior_mlp.outputs, latent)
         self.prior = GatedTransition(latent)
         self.decoder = mlp(latent, config.decoder_hidden, activation)
-        self.output = nn.Linear((latent, *config.decoder_hidden)[-1], bins)
+        self.output = nn.Linear(self.decoder.outputs, bins)
         self.share = 1 / (2 + config.bidirectional)  # of each term in g̃
 
     def infer_z(self, g: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """q(z_t | z_{t−1}, x_{t:T}) and its sample, from g (batch, frames, rnn), the sum over directions."""
-        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
-        weight = self.share * weight
-        mean, log_variance, z, _ = latent_scan(
-            F.linear(g, weight, bias),
-            noise,
-            [self.mlp_z(torch.zeros_like(noise[:, 0]))],
-            [weight, *rest],
-            affine(self.mlp_z),
-            activation=self.config.activation,
-        )
-        return Gaussian(mean, log_variance), z
+        (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
+        weight, state = self.share * weight, self.mlp_z(torch.zeros_like(noise[:, 0]))
+        inputs, transition, activation = F.linear(g, weight, bias), affine(self.mlp_z), self.config.activation
+        *q_z, z, _ = latent_scan(inputs, noise, [state], weight, posterior, transition, activation=activation)
+        return Gaussian(*q_z), z
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
         noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
         g = self.sum_directions(self.lstm_g(self.mlp_x(self.input_scale(x))))
         q_z, z = self.infer_z(g, noise)
-        return DVAEOutput(self.output(self.decoder(z)), z, q_z, self.prior(past(z)))
+        log_variance, p_z = self.score(None, z)
+        return DVAEOutput(log_variance, z, q_z, p_z)
+
+    def score(self, x_past: Tensor | None, z: Tensor, w: None = None) -> Score:
+        return Score(self.output(self.decoder(z)), self.prior(past(z)))
 
     def sum_directions(self, g: Tensor) -> Tensor:
         return g.unflatten(-1, (-1, self.config.rnn)).sum(-2)
@@ -118,4 +105,4 @@ class DKF(DVAE):
             p_z = self.prior(z)
             z = q_z.sample(noise[:, t])
             frames.append(DVAEOutput(self.output(self.decoder(z)), z, q_z, p_z))
-        return DVAEOutput.stack(frames)
+        return stack_frames(frames)

@@ -10,25 +10,13 @@ v takes the place of the sequence latent w in outputs, terms and settings. Nothi
 layer is one pass over all frames.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .base import (
-    DVAE,
-    LSTM,
-    DVAEOutput,
-    Gaussian,
-    GaussianHead,
-    Generators,
-    RecurrentConfig,
-    framewise,
-    mlp,
-    past,
-    per_frame,
-)
+from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Generators, Score, mlp, past, per_frame
+from .recurrent import LSTM, RecurrentConfig, framewise, stack_frames
 
 
 @dataclass
@@ -52,30 +40,28 @@ class DSAE(DVAE):
     def __init__(self, config: DSAEConfig):
         super().__init__(config)
         activation, bins, latent, layers = config.activation, config.bins, config.latent, config.layers
-        features = (bins, *config.x_hidden)[-1]
         self.mlp_x = mlp(bins, config.x_hidden, activation)
-        self.lstm_v = LSTM(features, config.v_rnn, layers, bidirectional=True)
+        self.lstm_v = LSTM(self.mlp_x.outputs, config.v_rnn, layers, bidirectional=True)
         self.mlp_v = mlp(2 * config.v_rnn, config.v_hidden, activation)
-        self.posterior_v = GaussianHead((2 * config.v_rnn, *config.v_hidden)[-1], config.w_latent)
-        self.mlp_xv = mlp(features + config.w_latent, config.xv_hidden, activation)
-        inputs = (features + config.w_latent, *config.xv_hidden)[-1]
-        self.lstm_xv = LSTM(inputs, config.xv_rnn, layers, bidirectional=True)
+        self.posterior_v = GaussianHead(self.mlp_v.outputs, config.w_latent)
+        self.mlp_xv = mlp(self.mlp_x.outputs + config.w_latent, config.xv_hidden, activation)
+        self.lstm_xv = LSTM(self.mlp_xv.outputs, config.xv_rnn, layers, bidirectional=True)
         self.mlp_z = mlp(2 * config.xv_rnn, config.z_hidden, activation)
-        self.rnn_z = nn.RNN((2 * config.xv_rnn, *config.z_hidden)[-1], config.z_rnn, layers, batch_first=True)
+        self.rnn_z = nn.RNN(self.mlp_z.outputs, config.z_rnn, layers, batch_first=True)
         self.posterior = GaussianHead(config.z_rnn, latent)
         self.lstm_prior = LSTM(latent, config.prior_rnn, layers)
         self.prior = GaussianHead(config.prior_rnn, latent)
         self.decoder = mlp(config.w_latent + latent, config.decoder_hidden, activation)
-        self.output = nn.Linear((config.w_latent + latent, *config.decoder_hidden)[-1], bins)
+        self.output = nn.Linear(self.decoder.outputs, bins)
 
     def infer_v(self, states: Tensor) -> Gaussian:
         """q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at the first."""
         width = self.config.v_rnn
         return self.posterior_v(self.mlp_v(torch.cat([states[:, -1, :width], states[:, 0, width:]], dim=-1)))
 
-    def likelihood(self, v: Tensor, z: Tensor) -> Tensor:
-        """log-variance of p(x_t | z_t, v), z being (batch, frames, latent)"""
-        return self.output(self.decoder(torch.cat([per_frame(v, z), z], dim=-1)))
+    def score(self, x_past: Tensor | None, z: Tensor, w: Tensor | None = None) -> Score:
+        log_variance = self.output(self.decoder(torch.cat([per_frame(w, z), z], dim=-1)))
+        return Score(log_variance, self.prior(self.lstm_prior(past(z))))
 
     def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
         noise_z, noise_v = self.draw_noise(*x.shape[:2]) if noise is None else noise
@@ -85,12 +71,12 @@ class DSAE(DVAE):
         g = self.lstm_xv(self.mlp_xv(torch.cat([features, per_frame(v, features)], dim=-1)))
         q_z = self.posterior(self.rnn_z(self.mlp_z(g))[0])
         z = q_z.sample(noise_z)
-        p_z = self.prior(self.lstm_prior(past(z)))
-        return DVAEOutput(self.likelihood(v, z), z, q_z, p_z, v, q_v)
+        log_variance, p_z = self.score(None, z, v)
+        return DVAEOutput(log_variance, z, q_z, p_z, v, q_v)
 
     @torch.no_grad()
     def decode(self, z: Tensor, w: Tensor) -> Tensor:
-        return self.likelihood(w, z)
+        return self.score(None, z, w).log_variance
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
@@ -100,7 +86,7 @@ class DSAE(DVAE):
         for t in range(frames):
             h, state = self.lstm_prior.step(z[-1], state)
             z.append(self.prior(h).sample(noise[:, t]))
-        return self.likelihood(v, torch.stack(z[1:], dim=1))
+        return self.decode(torch.stack(z[1:], dim=1), v)
 
     def forward_reference(self, x: Tensor, noise: tuple[Tensor, Tensor]) -> DVAEOutput:
         """`forward`, one frame at a time."""
@@ -117,4 +103,4 @@ class DSAE(DVAE):
             q_z, p_z = self.posterior(h[:, 0]), self.prior(prior_h)
             z = q_z.sample(noise_z[:, t])
             frames.append(DVAEOutput(self.output(self.decoder(torch.cat([v, z], dim=-1))), z, q_z, p_z))
-        return dataclasses.replace(DVAEOutput.stack(frames), w=v, q_w=q_v)
+        return stack_frames(frames)._replace(w=v, q_w=q_v)

@@ -13,6 +13,7 @@ The discriminative bound (eq. 3) adds α·log p(i | z2), a softmax over the tabl
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import gaussian_kl
-from .base import Gaussian, SegmentDecoder, SegmentEncoder, Standardise, gaussian_log_likelihood
+from ..kernels.gaussian_kl import gaussian_kl
+from .base import Gaussian, Standardise
+from .segments import SegmentBatch, SegmentDecoder, SegmentEncoder, SegmentModel, gaussian_log_likelihood
 
 ARCHITECTURES = ("lstm", "gru", "rnn", "fc")
 
@@ -43,35 +45,21 @@ class FHVAEConfig:
     mu2_variance: float = 1.0
 
 
-class SegmentBatch(NamedTuple):
-    """Segments out of one or many sequences. Either `row` or `s_vector` says which."""
-
-    x: Tensor  # (batch, frames, bins), features as they are
-    count: Tensor  # (batch,) N, the segments of its sequence
-    row: Tensor | None = None  # (batch,) its sequence's row in the table
-    s_vector: Tensor | None = None  # (batch, z2_latent) μ2 of a sequence that is not in the table
-
-
-@dataclass
-class FHVAEOutput:
-    p_x: Gaussian  # (batch, frames, bins), on the standardised scale
-    z1: Tensor
-    z2: Tensor
+class Latents(NamedTuple):
     q_z1: Gaussian
+    z1: Tensor
     q_z2: Gaussian
+    z2: Tensor
 
 
-class FHVAE(nn.Module):
-    batches = "segments"
-
+class FHVAE(SegmentModel):
     def __init__(self, config: FHVAEConfig):
         super().__init__()
         for name, choices in (("architecture", ARCHITECTURES), ("discriminate", ("mean", "sample"))):
             if getattr(config, name) not in choices:
                 raise ValueError(f"{name}={getattr(config, name)!r} is none of {', '.join(choices)}")
         self.config = config
-        size = (config.architecture, config.frames, config.bins)
-        shape = (config.width, config.layers)
+        size, shape = (config.architecture, config.frames, config.bins), (config.width, config.layers)
         self.standardise = Standardise(config.bins)
         self.encoder_z2 = SegmentEncoder(*size, 0, *shape, config.z2_latent)
         self.encoder_z1 = SegmentEncoder(*size, config.z2_latent, *shape, config.z1_latent)
@@ -81,65 +69,86 @@ class FHVAE(nn.Module):
     def make_table(self, sequences: int) -> None:
         """A new table of s-vectors, drawn from their prior: where they are all alike at first, the discriminative term
         has nothing to tell sequences apart by, and learning takes far longer."""
-        device = self.standardise.mean.device
         self.config.sequences = sequences
-        draws = torch.randn(sequences, self.config.z2_latent)
-        self.table = nn.Parameter((draws * self.config.mu2_variance**0.5).to(device))
+        draws = torch.randn(sequences, self.config.z2_latent) * self.config.mu2_variance**0.5
+        self.table = nn.Parameter(draws.to(self.standardise.mean.device))
+
+    def fit(self, batches, fresh: bool) -> None:
+        """A model that has been trained before begins with the closed form in its table."""
+        super().fit(batches, fresh)
+        self.make_table(batches.rows)
+        if not fresh:
+            self.table.data.copy_(self.s_vectors(batches.of_sequences(batches.chosen(0))))
+
+    def parameter_groups(self, batches) -> list[dict]:
+        """The table, of which a step meets few rows, has a learning rate of its own, and no weight decay: its prior is
+        in the bound, and a second one would move its rows away from the closed form."""
+        others = [p for name, p in self.named_parameters() if name != "table"]
+        return [{"params": others}, {"params": [self.table], "rate": batches.recipe.table_rate, "weight_decay": 0.0}]
+
+    def before_step(self, batches, optimiser: torch.optim.Optimizer, step: int) -> None:
+        """Where the table's rows are drawn anew, they get the closed form of their sequences."""
+        if batches.new_rows_at(step):
+            self.table.data.copy_(self.s_vectors(batches.of_sequences(batches.chosen(step))))
+            optimiser.state.pop(self.table, None)  # the moments were other sequences'
+
+    @torch.no_grad()
+    def s_vectors(self, segments: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """μ2 of sequences in closed form, (sequences, z2_latent), from all their segments in batches: x (batch, frames,
+        bins), the sequence of each (batch,) and the number of segments of every sequence (sequences,)."""
+        sums = None
+        for x, rows, counts in segments:
+            z2 = self.encoder_z2(self.standardise(x)).mean.float()
+            sums = z2.new_zeros(len(counts), z2.shape[1]) if sums is None else sums
+            sums.index_put_((rows,), z2, accumulate=True)  # in order
+        return self.s_vector_of(sums, counts.to(sums)[:, None])
 
     def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Standard-normal draws for z1 and z2, (batch, latent) each; on the generator's device first, so that a CPU
-        generator gives the same on every device."""
-        mean = self.standardise.mean
+        """Standard-normal draws for z1 and z2, (batch, latent) each; a CPU generator gives the same on every device."""
+        mean, latents = self.standardise.mean, (self.config.z1_latent, self.config.z2_latent)
         source = mean.device if generator is None else generator.device
-        latents = (self.config.z1_latent, self.config.z2_latent)
-        z1, z2 = (torch.randn(batch, n, generator=generator, device=source).to(mean) for n in latents)
-        return z1, z2
+        return tuple(torch.randn(batch, n, generator=generator, device=source).to(mean) for n in latents)
 
-    def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None):
-        """q(z1), z1, q(z2), z2 of segments (batch, frames, bins). Without noise the latents are the means."""
+    def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Latents:
+        """Of segments (batch, frames, bins). Without noise the latents are the means."""
         x = self.standardise(x)
         q_z2 = self.encoder_z2(x)
         z2 = q_z2.mean if noise is None else q_z2.sample(noise[1])
         q_z1 = self.encoder_z1(x, z2)
-        z1 = q_z1.mean if noise is None else q_z1.sample(noise[0])
-        return q_z1, z1, q_z2, z2
+        return Latents(q_z1, q_z1.mean if noise is None else q_z1.sample(noise[0]), q_z2, z2)
 
     def decode(self, z1: Tensor, z2: Tensor) -> Tensor:
         """The mean of p(x | z1, z2) as features (batch, frames, bins)."""
         return self.standardise.inverse(self.decoder(torch.cat([z1, z2], dim=-1)).mean)
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> FHVAEOutput:
-        q_z1, z1, q_z2, z2 = self.infer(x, self.draw_noise(len(x)) if noise is None else noise)
-        return FHVAEOutput(self.decoder(torch.cat([z1, z2], dim=-1)), z1, z2, q_z1, q_z2)
+    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Gaussian, Latents]:
+        """p(x | z1, z2) on the standardised scale, (batch, frames, bins), and the latents that were drawn."""
+        latents = self.infer(x, self.draw_noise(len(x)) if noise is None else noise)
+        return self.decoder(torch.cat([latents.z1, latents.z2], dim=-1)), latents
 
     def loss(self, batch: SegmentBatch, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the discriminative segment bound (eq. 3), mean over the batch; and its terms, detached.
-
-        reconstruction: −log p(x | z1, z2); kl_z1; kl_z2, to N(μ2, 0.25 I); prior: −(1/N) log p(μ2);
-        discrimination: −log p(i | z2), only for sequences of the table: without it, the loss is minus the
-        segment bound (eq. 1).
-        """
-        config, output = self.config, self(batch.x, noise)
+        """Minus the discriminative segment bound (eq. 3), mean over the batch; and its terms, detached: reconstruction,
+        −log p(x | z1, z2); kl_z1; kl_z2, to N(μ2, 0.25 I); prior, −(1/N) log p(μ2); discrimination, −log p(i | z2), for
+        sequences of the table only: without it, the loss is minus the segment bound (eq. 1)."""
+        config, (p_x, latents) = self.config, self(batch.x, noise)
         mu2 = batch.s_vector if batch.row is None else self.table[batch.row]
         terms = {
-            "reconstruction": -gaussian_log_likelihood(self.standardise(batch.x), output.p_x),
-            "kl_z1": gaussian_kl(*output.q_z1, *prior(torch.zeros_like(output.z1), config.z1_variance)),
-            "kl_z2": gaussian_kl(*output.q_z2, *prior(mu2, config.z2_variance)),
+            "reconstruction": -gaussian_log_likelihood(self.standardise(batch.x), p_x),
+            "kl_z1": gaussian_kl(*latents.q_z1, *prior(torch.zeros_like(latents.z1), config.z1_variance)),
+            "kl_z2": gaussian_kl(*latents.q_z2, *prior(mu2, config.z2_variance)),
             "prior": -gaussian_log_likelihood(mu2, prior(torch.zeros_like(mu2), config.mu2_variance)) / batch.count,
         }
         loss = sum(terms.values()).mean()
         if batch.row is not None and config.alpha > 0:
-            z2 = output.q_z2.mean if config.discriminate == "mean" else output.z2
+            z2 = latents.q_z2.mean if config.discriminate == "mean" else latents.z2
             terms["discrimination"] = F.cross_entropy(self.closeness(z2), batch.row, reduction="none")
             loss = loss + config.alpha * terms["discrimination"].mean()
         return loss, {"loss": loss.detach()} | {name: term.detach().mean() for name, term in terms.items()}
 
     def closeness(self, z2: Tensor) -> Tensor:
-        """log p(z2 | μ2) for every row of the table, (batch, sequences), up to a constant per segment.
-
-        −‖z2 − μ2‖²/(2σ²) without ‖z2‖²: one matrix product, and no tensor (batch, sequences, latent). From the centre
-        of the table, where the numbers are smallest: on a GPU the product is one of TF32.
-        """
+        """log p(z2 | μ2) for every row of the table, (batch, sequences), up to a constant per segment: −‖z2 − μ2‖²/2σ²
+        without ‖z2‖², one matrix product, and no tensor (batch, sequences, latent). From the centre of the table, where
+        the numbers are smallest: on a GPU the product is one of TF32."""
         centre = self.table.detach().float().mean(0)
         z2, table = z2.float() - centre, self.table.float() - centre
         with torch.autocast(z2.device.type, enabled=False):

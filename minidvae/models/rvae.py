@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import latent_scan
-from .base import DVAE, LSTM, DVAEOutput, Gaussian, GaussianHead, Generators, RecurrentConfig, affine, framewise, mlp
+from ..kernels.latent_scan import latent_scan
+from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Score, mlp
+from .recurrent import LSTM, RecurrentConfig, affine, framewise, stack_frames
 
 
 @dataclass
@@ -38,45 +39,34 @@ class RVAE(DVAE):
         super().__init__(config)
         activation, bins, latent, both = config.activation, config.bins, config.latent, config.bidirectional
         self.mlp_x = mlp(bins, config.x_hidden, activation)
-        self.lstm_gx = LSTM((bins, *config.x_hidden)[-1], config.gx_rnn, config.layers, True, both)
+        self.lstm_gx = LSTM(self.mlp_x.outputs, config.gx_rnn, config.layers, True, both)
         self.mlp_gz = mlp(latent, config.z_hidden, activation)
-        self.lstm_gz = LSTM((latent, *config.z_hidden)[-1], config.gz_rnn, config.layers)
+        self.lstm_gz = LSTM(self.mlp_gz.outputs, config.gz_rnn, config.layers)
         g = self.lstm_gx.outputs + config.gz_rnn
         self.posterior_mlp = mlp(g, config.posterior_hidden, activation)
-        self.posterior = GaussianHead((g, *config.posterior_hidden)[-1], latent)
+        self.posterior = GaussianHead(self.posterior_mlp.outputs, latent)
         self.mlp_h = mlp(latent, config.decoder_z_hidden, activation)
-        self.lstm_h = LSTM((latent, *config.decoder_z_hidden)[-1], config.h_rnn, config.layers, False, both)
+        self.lstm_h = LSTM(self.mlp_h.outputs, config.h_rnn, config.layers, False, both)
         self.decoder = mlp(self.lstm_h.outputs, config.decoder_hidden, activation)
-        self.output = nn.Linear((self.lstm_h.outputs, *config.decoder_hidden)[-1], bins)
+        self.output = nn.Linear(self.decoder.outputs, bins)
 
     def infer_z(self, gx: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """q(z_t | z_{1:t−1}, x_{t:T}) and its sample, from gx (batch, frames, ·)."""
-        width = gx.shape[-1]
-        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
+        (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
+        of_gx, of_gz = weight[:, : gx.shape[-1]], weight[:, gx.shape[-1] :]
+        inputs, transition, lstm = F.linear(gx, of_gx, bias), affine(self.mlp_gz), self.lstm_gz.weights()
         _, state = self.lstm_gz.step(self.mlp_gz(torch.zeros_like(noise[:, 0])))
-        mean, log_variance, z, _ = latent_scan(
-            F.linear(gx, weight[:, :width], bias),
-            noise,
-            [tensor for layer in state for tensor in layer],
-            [weight[:, width:], *rest],
-            affine(self.mlp_gz),
-            self.lstm_gz.weights(),
-            activation=self.config.activation,
-        )
-        return Gaussian(mean, log_variance), z
+        activation = self.config.activation
+        *q_z, z, _ = latent_scan(inputs, noise, state, of_gz, posterior, transition, lstm, activation=activation)
+        return Gaussian(*q_z), z
 
-    def likelihood(self, z: Tensor) -> Tensor:
-        """log-variance of p(x_t | z_{1:t}), z (batch, frames, latent)"""
-        return self.output(self.decoder(self.lstm_h(self.mlp_h(z))))
+    def score(self, x_past: Tensor | None, z: Tensor, w: None = None) -> Score:
+        return Score(self.output(self.decoder(self.lstm_h(self.mlp_h(z)))))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
         noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
         q_z, z = self.infer_z(self.lstm_gx(self.mlp_x(self.input_scale(x))), noise)
-        return DVAEOutput(self.likelihood(z), z, q_z)
-
-    @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        return self.likelihood(self.draw_noise(n, frames, generator))
+        return DVAEOutput(self.score(None, z).log_variance, z, q_z)
 
     def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
         """`forward`, one frame at a time."""
@@ -88,4 +78,4 @@ class RVAE(DVAE):
             z = q[-1].sample(noise[:, t])
             zs.append(z)
         h = self.lstm_h.forward_reference(framewise(self.mlp_h, torch.stack(zs, dim=1)))
-        return DVAEOutput.stack([DVAEOutput(self.output(self.decoder(h[:, t])), z, q[t]) for t, z in enumerate(zs)])
+        return stack_frames([DVAEOutput(self.output(self.decoder(h[:, t])), z, q[t]) for t, z in enumerate(zs)])

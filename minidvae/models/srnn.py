@@ -15,19 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import latent_scan
-from .base import (
-    LSTM,
-    AutoregressiveDVAE,
-    DVAEOutput,
-    Gaussian,
-    GaussianHead,
-    RecurrentConfig,
-    affine,
-    framewise,
-    mlp,
-    past,
-)
+from ..kernels.latent_scan import latent_scan
+from .base import DVAEOutput, Gaussian, GaussianHead, Score, mlp, past
+from .recurrent import LSTM, AutoregressiveDVAE, RecurrentConfig, affine, framewise, stack_frames
 
 
 @dataclass
@@ -46,27 +36,24 @@ class SRNN(AutoregressiveDVAE):
         super().__init__(config)
         activation, bins, latent = config.activation, config.bins, config.latent
         self.mlp_x = mlp(bins, config.x_hidden, activation)
-        self.lstm_h = LSTM((bins, *config.x_hidden)[-1], config.h_rnn, config.layers)
+        self.lstm_h = LSTM(self.mlp_x.outputs, config.h_rnn, config.layers)
         self.mlp_hx = mlp(config.h_rnn + bins, config.hx_hidden, activation)
-        self.lstm_g = LSTM((config.h_rnn + bins, *config.hx_hidden)[-1], config.g_rnn, config.layers, reverse=True)
+        self.lstm_g = LSTM(self.mlp_hx.outputs, config.g_rnn, config.layers, reverse=True)
         gz, hz = config.g_rnn + latent, config.h_rnn + latent
         self.posterior_mlp = mlp(gz, config.posterior_hidden, activation)
-        self.posterior = GaussianHead((gz, *config.posterior_hidden)[-1], latent)
+        self.posterior = GaussianHead(self.posterior_mlp.outputs, latent)
         self.prior_mlp = mlp(hz, config.prior_hidden, activation)
-        self.prior = GaussianHead((hz, *config.prior_hidden)[-1], latent)
+        self.prior = GaussianHead(self.prior_mlp.outputs, latent)
         self.decoder = mlp(hz, config.decoder_hidden, activation)
-        self.output = nn.Linear((hz, *config.decoder_hidden)[-1], bins)
+        self.output = nn.Linear(self.decoder.outputs, bins)
 
     def infer_z(self, g: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """q(z_t | z_{t−1}, x_{1:T}) and its sample, from g (batch, frames, ·)."""
-        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
+        (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
         of_g, of_z = weight.split([g.shape[-1], self.config.latent], dim=1)
-        first = [torch.zeros_like(noise[:, 0])]
-        posterior = [of_z, *rest]
-        mean, log_variance, z, _ = latent_scan(
-            F.linear(g, of_g, bias), noise, first, posterior, activation=self.config.activation
-        )
-        return Gaussian(mean, log_variance), z
+        inputs, state = F.linear(g, of_g, bias), [torch.zeros_like(noise[:, 0])]
+        *q_z, z, _ = latent_scan(inputs, noise, state, of_z, posterior, activation=self.config.activation)
+        return Gaussian(*q_z), z
 
     def infer_prior(self, h: Tensor, z_past: Tensor) -> Gaussian:
         """p(z_t | z_{t−1}, x_{1:t−1})"""
@@ -79,12 +66,18 @@ class SRNN(AutoregressiveDVAE):
     def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
         noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
         inputs = self.input_scale(x)
-        h = self.lstm_h(self.mlp_x(past(inputs)))
-        g = self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1)))
-        q_z, z = self.infer_z(g, noise)
-        if self.own_past > 0:
-            h = self.lstm_h(self.mlp_x(self.mixed_past(inputs, z)))
+        h = self.hidden(past(inputs))
+        q_z, z = self.infer_z(self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1))), noise)
+        if (x_past := self.mixed_past(inputs, z)) is not None:
+            h = self.hidden(x_past)
         return DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h, past(z)))
+
+    def hidden(self, x_past: Tensor) -> Tensor:
+        return self.lstm_h(self.mlp_x(x_past))
+
+    def score(self, x_past: Tensor, z: Tensor, w: None = None) -> Score:
+        h = self.hidden(x_past)
+        return Score(self.likelihood(h, z), self.infer_prior(h, past(z)))
 
     def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
         h, state = self.lstm_h.step(self.mlp_x(x_past), state)
@@ -102,4 +95,4 @@ class SRNN(AutoregressiveDVAE):
             p_z = self.infer_prior(h[:, t], z)
             z = q_z.sample(noise[:, t])
             frames.append(DVAEOutput(self.likelihood(h[:, t], z), z, q_z, p_z))
-        return DVAEOutput.stack(frames)
+        return stack_frames(frames)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import LSTM, AutoregressiveDVAE, DVAEOutput, GaussianHead, RecurrentConfig, framewise, mlp, past
+from .base import DVAEOutput, GaussianHead, Score, mlp, past
+from .recurrent import LSTM, AutoregressiveDVAE, RecurrentConfig, framewise, stack_frames
 
 
 @dataclass
@@ -31,24 +32,26 @@ class STORN(AutoregressiveDVAE):
         super().__init__(config)
         activation, bins, latent = config.activation, config.bins, config.latent
         self.mlp_x = mlp(bins, config.x_hidden, activation)
-        self.lstm_g = LSTM((bins, *config.x_hidden)[-1], config.g_rnn, config.layers)
+        self.lstm_g = LSTM(self.mlp_x.outputs, config.g_rnn, config.layers)
         self.mlp_g = mlp(config.g_rnn, config.posterior_hidden, activation)
-        self.posterior = GaussianHead((config.g_rnn, *config.posterior_hidden)[-1], latent)
+        self.posterior = GaussianHead(self.mlp_g.outputs, latent)
         self.mlp_z = mlp(latent, config.z_hidden, activation)
         self.mlp_past = mlp(bins, config.past_hidden, activation)
-        inputs = (latent, *config.z_hidden)[-1] + (bins, *config.past_hidden)[-1]
-        self.lstm_h = LSTM(inputs, config.h_rnn, config.layers)
+        self.lstm_h = LSTM(self.mlp_z.outputs + self.mlp_past.outputs, config.h_rnn, config.layers)
         self.mlp_h = mlp(config.h_rnn, config.decoder_hidden, activation)
-        self.output = nn.Linear((config.h_rnn, *config.decoder_hidden)[-1], bins)
+        self.output = nn.Linear(self.mlp_h.outputs, bins)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
         noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
         inputs = self.input_scale(x)
         q_z = self.posterior(self.mlp_g(self.lstm_g(self.mlp_x(inputs))))
         z = q_z.sample(noise)
-        x_past = self.mixed_past(inputs, z) if self.own_past > 0 else past(inputs)
+        x_past = self.mixed_past(inputs, z)
+        return DVAEOutput(self.score(past(inputs) if x_past is None else x_past, z).log_variance, z, q_z)
+
+    def score(self, x_past: Tensor, z: Tensor, w: None = None) -> Score:
         h = self.lstm_h(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1))
-        return DVAEOutput(self.output(self.mlp_h(h)), z, q_z)
+        return Score(self.output(self.mlp_h(h)))
 
     def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
         z = draw_z(None)
@@ -65,4 +68,4 @@ class STORN(AutoregressiveDVAE):
             z = q_z.sample(noise[:, t])
             h, state = self.lstm_h.step(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state)
             frames.append(DVAEOutput(self.output(self.mlp_h(h)), z, q_z))
-        return DVAEOutput.stack(frames)
+        return stack_frames(frames)

@@ -1,6 +1,6 @@
 """VAE: every frame by itself (Kingma & Welling 2014; the baseline of both DVAE papers).
 
-    q(z_t | x_t) = head(MLP(x_t))        p(z_t) = N(0, I)        p(x_t | z_t): l_t = linear(MLP(z_t))
+q(z_t | x_t) = head(MLP(x_t))        p(z_t) = N(0, I)        p(x_t | z_t): l_t = linear(MLP(z_t))
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Generators, mlp
+from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Score, mlp
 
 
 @dataclass
@@ -21,16 +21,15 @@ class VAE(DVAE):
         super().__init__(config)
         widths = tuple(config.hidden)
         self.encoder = mlp(config.bins, widths)
-        self.posterior = GaussianHead((config.bins, *widths)[-1], config.latent)
+        self.posterior = GaussianHead(self.encoder.outputs, config.latent)
         self.decoder = mlp(config.latent, widths[::-1])
-        self.output = torch.nn.Linear((config.latent, *widths[::-1])[-1], config.bins)
+        self.output = torch.nn.Linear(self.decoder.outputs, config.bins)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
         noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
         q_z = self.posterior(self.encoder(self.input_scale(x)))
         z = q_z.sample(noise)
-        return DVAEOutput(self.output(self.decoder(z)), z, q_z)
+        return DVAEOutput(self.score(None, z).log_variance, z, q_z)
 
-    @torch.no_grad()
-    def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        return self.output(self.decoder(self.draw_noise(n, frames, generator)))
+    def score(self, x_past: Tensor | None, z: Tensor, w: None = None) -> Score:
+        return Score(self.output(self.decoder(z)))

@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import latent_scan
-from .base import LSTM, AutoregressiveDVAE, DVAEOutput, Gaussian, GaussianHead, RecurrentConfig, affine, mlp
+from ..kernels.latent_scan import latent_scan
+from ..kernels.lstm_scan import LSTMWeights
+from .base import DVAEOutput, Gaussian, GaussianHead, Score, mlp
+from .recurrent import LSTM, AutoregressiveDVAE, RecurrentConfig, affine, stack_frames
 
 
 @dataclass
@@ -33,30 +35,29 @@ class VRNN(AutoregressiveDVAE):
     def __init__(self, config: VRNNConfig):
         super().__init__(config)
         activation = config.activation
-        of_x, of_z = (config.bins, *config.x_hidden)[-1], (config.latent, *config.z_hidden)[-1]
         self.mlp_x = mlp(config.bins, config.x_hidden, activation)
         self.mlp_z = mlp(config.latent, config.z_hidden, activation)
+        of_x, of_z = self.mlp_x.outputs, self.mlp_z.outputs
         self.lstm = LSTM(of_x + of_z, config.rnn, config.layers)
         self.posterior_mlp = mlp(of_x + config.rnn, config.posterior_hidden, activation)
-        self.posterior = GaussianHead((of_x + config.rnn, *config.posterior_hidden)[-1], config.latent)
+        self.posterior = GaussianHead(self.posterior_mlp.outputs, config.latent)
         self.prior_mlp = mlp(config.rnn, config.prior_hidden, activation)
-        self.prior = GaussianHead((config.rnn, *config.prior_hidden)[-1], config.latent)
+        self.prior = GaussianHead(self.prior_mlp.outputs, config.latent)
         self.decoder = mlp(of_z + config.rnn, config.decoder_hidden, activation)
-        self.output = nn.Linear((of_z + config.rnn, *config.decoder_hidden)[-1], config.bins)
+        self.output = nn.Linear(self.decoder.outputs, config.bins)
 
     def infer_z(self, x_features: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor, Tensor]:
         """q(z_t | x_{1:t}, z_{1:t−1}), its sample and h, from φx (batch, frames, ·)."""
         width = x_features.shape[-1]
-        weight, bias, *rest = affine(self.posterior_mlp, self.posterior)
-        inputs = F.linear(x_features, weight[:, :width], bias)
-        w_ih, w_hh, lstm_bias, *further_layers = self.lstm.weights()
+        (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
+        inputs, of_h = F.linear(x_features, weight[:, :width], bias), weight[:, width:]
+        (w_ih, w_hh, lstm_bias), *further_layers = self.lstm.weights()
         gates = F.linear(x_features, w_ih[:, :width], lstm_bias)
-        lstm = [w_ih[:, width:], w_hh, None, *further_layers]
-        zeros = [noise.new_zeros(len(noise), self.config.rnn)] * (2 * self.config.layers)
-        mean, log_variance, z, h = latent_scan(
-            inputs, noise, zeros, [weight[:, width:], *rest], affine(self.mlp_z), lstm, gates, self.config.activation
-        )
-        return Gaussian(mean, log_variance), z, h
+        lstm = [LSTMWeights(w_ih[:, width:], w_hh, None), *further_layers]
+        state = [(noise.new_zeros(len(noise), self.config.rnn),) * 2] * self.config.layers
+        options = affine(self.mlp_z), lstm, gates, self.config.activation
+        *q_z, z, h = latent_scan(inputs, noise, state, of_h, posterior, *options)
+        return Gaussian(*q_z), z, h
 
     def infer_prior(self, h: Tensor) -> Gaussian:
         """p(z_t | x_{1:t−1}, z_{1:t−1})"""
@@ -70,11 +71,17 @@ class VRNN(AutoregressiveDVAE):
         noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
         inputs = self.input_scale(x)
         q_z, z, h = self.infer_z(self.mlp_x(inputs), noise)
-        if self.own_past > 0:
-            x_past = self.mixed_past(inputs, z)[:, 1:]
-            after_first = self.lstm(torch.cat([self.mlp_x(x_past), self.mlp_z(z[:, :-1])], dim=-1))
-            h = F.pad(after_first, (0, 0, 1, 0))
+        if (x_past := self.mixed_past(inputs, z)) is not None:  # h of the scan has seen the true past
+            h = self.hidden(x_past, z)
         return DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h))
+
+    def hidden(self, x_past: Tensor, z: Tensor) -> Tensor:
+        """h (batch, frames, rnn): zeros at the first frame, then the LSTM's state after x_{1:t−1} and z_{1:t−1}"""
+        return F.pad(self.lstm(torch.cat([self.mlp_x(x_past[:, 1:]), self.mlp_z(z[:, :-1])], dim=-1)), (0, 0, 1, 0))
+
+    def score(self, x_past: Tensor, z: Tensor, w: None = None) -> Score:
+        h = self.hidden(x_past, z)
+        return Score(self.likelihood(h, z), self.infer_prior(h))
 
     def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
         if state is None:
@@ -94,4 +101,4 @@ class VRNN(AutoregressiveDVAE):
             z = q_z.sample(noise[:, t])
             frames.append(DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h)))
             h, state = self.lstm.step(torch.cat([x_features, self.mlp_z(z)], dim=-1), state)
-        return DVAEOutput.stack(frames)
+        return stack_frames(frames)

@@ -1,0 +1,1 @@
+"""Speech: sound files, corpora, synthetic speech. Knows no model."""

@@ -1,0 +1,153 @@
+"""The published format "DVAE-speech": its settings and parameters beside ours.
+
+A model there is a folder with a plain state dict and a `config.ini`. Its MLPs are `<part>.linear0, 1, …`, where ours
+are `<part>.0, 2, …` (linear layers and activations in turn); its other parts differ in name only. "Backward" LSTMs
+are there forward ones on the flipped sequence, the same as ours; RVAE's is, bidirectional or not.
+"""
+
+import configparser
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data.audio import SAMPLE_RATE, STFT
+from . import MODELS, build_model
+from .parameters import CheckpointError, check_parameters, unpickle
+
+LATER_OUTPUT = re.compile(r"^gen_out\b")  # the name of `gen_logvar` in later versions of the format
+
+SHARED_NAMES = "bins=x_dim latent=z_dim posterior.mean=inf_mean posterior.log_variance=inf_logvar output=gen_logvar"
+NAMES = {  # model: our setting=theirs …, our part=theirs …
+    "vae": "hidden=dense_x_z encoder=mlp_x_z decoder=mlp_z_x",
+    "dkf": """
+        x_hidden=dense_x_gx rnn=dim_RNN_gx z_hidden=dense_ztm1_g posterior_hidden=dense_g_z decoder_hidden=dense_z_x
+        bidirectional=bidir_gx
+        mlp_x=mlp_x_gx lstm_g=rnn_gx mlp_z=mlp_ztm1_g posterior_mlp=mlp_g_z prior.gate.0=mlp_gate.linear1
+        prior.gate.2=mlp_gate.linear2 prior.proposal.0=mlp_z_prop.linear1 prior.proposal.2=mlp_z_prop.linear2
+        prior.mean=prior_mean prior.variance=prior_logvar.1 decoder=mlp_z_x""",
+    "storn": """
+        x_hidden=dense_x_g g_rnn=dim_RNN_g posterior_hidden=dense_g_z z_hidden=dense_z_h past_hidden=dense_xtm1_h
+        h_rnn=dim_RNN_h decoder_hidden=dense_h_x
+        mlp_x=mlp_x_g lstm_g=rnn_g mlp_g=mlp_g_z mlp_z=mlp_z_h mlp_past=mlp_xtm1_h lstm_h=rnn_h mlp_h=mlp_h_x""",
+    "vrnn": """
+        x_hidden=dense_x z_hidden=dense_z rnn=dim_RNN posterior_hidden=dense_hx_z prior_hidden=dense_h_z
+        decoder_hidden=dense_hz_x
+        mlp_x=feature_extractor_x mlp_z=feature_extractor_z lstm=rnn posterior_mlp=mlp_hx_z prior_mlp=mlp_h_z
+        prior.mean=prior_mean prior.log_variance=prior_logvar decoder=mlp_hz_x""",
+    "srnn": """
+        x_hidden=dense_x_h h_rnn=dim_RNN_h hx_hidden=dense_hx_g g_rnn=dim_RNN_g posterior_hidden=dense_gz_z
+        prior_hidden=dense_hz_z decoder_hidden=dense_hz_x
+        mlp_x=mlp_x_h lstm_h=rnn_h mlp_hx=mlp_hx_g lstm_g=rnn_g posterior_mlp=mlp_gz_z prior_mlp=mlp_hz_z
+        prior.mean=prior_mean prior.log_variance=prior_logvar decoder=mlp_hz_x""",
+    "rvae": """
+        x_hidden=dense_x_gx gx_rnn=dim_RNN_g_x z_hidden=dense_z_gz gz_rnn=dim_RNN_g_z posterior_hidden=dense_g_z
+        decoder_z_hidden=dense_z_h h_rnn=dim_RNN_h decoder_hidden=dense_h_x bidirectional=bidir_g_x
+        mlp_x=mlp_x_gx lstm_gx=rnn_g_x mlp_gz=mlp_z_gz lstm_gz=rnn_g_z posterior_mlp=mlp_g_z mlp_h=mlp_z_h
+        lstm_h=rnn_h decoder=mlp_h_x""",
+    "dsae": """
+        w_latent=v_dim x_hidden=dense_x v_rnn=dim_RNN_gv v_hidden=dense_gv_v xv_hidden=dense_xv_gxv xv_rnn=dim_RNN_gxv
+        z_hidden=dense_gxv_gz z_rnn=dim_RNN_gz prior_rnn=dim_RNN_prior decoder_hidden=dense_vz_x
+        mlp_x=mlp_x lstm_v=rnn_g_v mlp_v=mlp_gv_v posterior_v.mean=inf_v_mean posterior_v.log_variance=inf_v_logvar
+        mlp_xv=mlp_xv_gxv lstm_xv=rnn_g_xv mlp_z=mlp_gxv_gz rnn_z=rnn_g_z posterior.mean=inf_z_mean
+        posterior.log_variance=inf_z_logvar lstm_prior=rnn_prior prior.mean=prior_mean
+        prior.log_variance=prior_logvar decoder=mlp_vz_x""",
+}
+FORMATS = {  # model: {our name of a setting or part: theirs}
+    model: dict(pair.split("=") for pair in f"{SHARED_NAMES} {names}".split()) for model, names in NAMES.items()
+}
+
+
+def read_settings(network: dict[str, str]) -> tuple[str, dict]:
+    """A [Network] section → the model's name and its settings for `build_model`. Raises ValueError where something is
+    missing or malformed, or describes a model that does not exist here."""
+    name = str(network.get("name", "")).lower()
+    if name not in FORMATS:
+        raise ValueError(f"[Network] name={network.get('name')!r} is none of {', '.join(FORMATS).upper()}")
+    fields, config = {field.name for field in dataclasses.fields(MODELS[name][1])}, {}
+    for setting, key in FORMATS[name].items():
+        if setting in fields and key not in network:
+            raise ValueError(f"[Network] of a {name} lacks {key}")
+        if setting in fields:
+            config[setting] = parse(setting, key, str(network[key]).strip())
+    directions = {parse("bidirectional", key, str(value)) for key, value in network.items() if key.startswith("bidir")}
+    layers = {parse("layers", key, str(value)) for key, value in network.items() if key.startswith("num_RNN")}
+    activation = str(network.get("activation", "tanh"))
+    if name == "vae" and activation != "tanh":
+        raise ValueError(f"[Network] activation={activation}: a vae has tanh only")
+    if name == "vae":
+        return name, config
+    if len(directions) > 1 or len(layers) > 1:
+        raise ValueError("[Network] has recurrent networks that differ in depth or direction; here they agree")
+    return name, config | {"activation": activation, "layers": layers.pop() if layers else 1}
+
+
+def parse(setting: str, key: str, text: str) -> int | bool | tuple[int, ...]:
+    try:
+        if setting.endswith("hidden"):
+            return tuple(int(width) for width in text.split(",")) if text else ()
+        if setting == "bidirectional":
+            return {"true": True, "false": False}[text.lower()]
+        if int(text) < 1:
+            raise ValueError
+        return int(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"[Network] {key}={text!r} does not read") from None
+
+
+def their_key(name: str, key: str, config: dict) -> str:
+    """The name that our parameter `key` of model `name` has there."""
+    parts = FORMATS[name]
+    module, parameter = key.rsplit(".", 1)
+    if module in parts:
+        return f"{parts[module]}.{parameter}"
+    part, index = module.rsplit(".", 1)
+    layer = str(int(index) // 2)
+    if name == "dkf" and part == "mlp_z" and int(layer) == len(config["z_hidden"]):
+        layer = "_last"
+    return f"{parts[part]}.linear{layer}.{parameter}"
+
+
+def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, str]) -> nn.Module:
+    """The model of a state dict in the published format "DVAE-speech"; `network` is the [Network] section. Raises
+    CheckpointError naming the first setting, key or shape that does not fit."""
+    try:
+        name, config = read_settings(network)
+        model = build_model(name, **config)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise CheckpointError("not a plain state dict of tensors")
+    state_dict = {LATER_OUTPUT.sub("gen_logvar", key): value for key, value in state_dict.items()}
+    theirs = {key: their_key(name, key, config) for key, _ in model.named_parameters()}
+    expected = {theirs[key]: parameter for key, parameter in model.named_parameters()}
+    check_parameters(expected, state_dict, f"not the {name} of [Network]: ")
+    model.load_state_dict({key: state_dict[their] for key, their in theirs.items()}, strict=False)
+    return model
+
+
+def load_dvae_speech(folder: str | Path) -> tuple[nn.Module, STFT]:
+    """The model of a folder with a state dict (one .pt file) and its `config.ini`, and the STFT it was trained on.
+    Raises CheckpointError naming the file where something is missing or does not fit."""
+    folder = Path(folder)
+    configuration, files = folder / "config.ini", sorted(folder.glob("*.pt"))
+    if not configuration.is_file() or len(files) != 1:
+        raise CheckpointError(f"{folder}: expected one .pt file and config.ini, found {len(files)} .pt file(s)")
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.optionxform = str
+    try:
+        ini.read_string(configuration.read_text())
+        rate, window = ini.getint("STFT", "fs"), ini.getfloat("STFT", "wlen_sec")
+        length = round(rate * window)
+        stft = STFT(length, round(length * ini.getfloat("STFT", "hop_percent")))
+        network = dict(ini["Network"])
+    except (configparser.Error, KeyError, ValueError) as error:
+        raise CheckpointError(f"{configuration}: {str(error).splitlines()[0]}") from None
+    if rate != SAMPLE_RATE:
+        raise CheckpointError(f"{configuration}: fs={rate}; expected {SAMPLE_RATE}")
+    try:
+        return import_dvae_speech(unpickle(files[0]), network), stft
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None

@@ -1,0 +1,48 @@
+"""What the recognisers share: their batches, how they are fitted, and the loss of transcripts."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Model
+
+
+class FrameBatch(NamedTuple):
+    """Consecutive frames of many utterances, with a label each."""
+
+    x: Tensor  # (batch, frames, bins), features as they are
+    labels: Tensor  # (batch, frames) int64, −1 where there is no frame
+    first: Tensor  # (batch,) bool: here an utterance begins, the state of the batch before is not carried over
+
+
+class TranscriptBatch(NamedTuple):
+    """Whole utterances with what is said in them."""
+
+    x: Tensor  # (batch, frames, bins), features as they are, zeros after the end
+    lengths: Tensor  # (batch,) int64, frames
+    labels: Tensor  # (batch, longest) int64, symbols counted from 1, anything after the end
+    counts: Tensor  # (batch,) int64, symbols
+
+
+class Recogniser(Model):
+    """From features of an utterance to symbols. Subclasses have `standardise`, of the features, and `build(bins,
+    symbols)`, which makes the layers for so many bins and for these symbols."""
+
+    def fit(self, batches, fresh: bool) -> None:
+        """Also the symbols to be told apart."""
+        if fresh:
+            self.build(batches.features.bins, tuple(sorted(batches.symbol_counts())))
+            self.standardise.set(*batches.statistics())
+
+    def before_step(self, batches, optimiser: torch.optim.Optimizer, step: int) -> None:
+        batches.number_labels(self.config.symbols)
+
+
+def ctc_loss(logits: Tensor, lengths: Tensor, batch: TranscriptBatch) -> Tensor:
+    """−log p(labels | x), summed over all alignments (Graves et al. 2006), per symbol, mean over the batch. Output 0 is
+    the blank. logits: (batch, frames, 1 + symbols), of which `lengths` count. Utterances with more symbols than
+    frames, which have no alignment, count 0."""
+    log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(log_probabilities, batch.labels, lengths, batch.counts, zero_infinity=True)

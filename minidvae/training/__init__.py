@@ -1,0 +1,1 @@
+"""What train.py needs beside the loop: settings, recipes, batches, checkpoints."""

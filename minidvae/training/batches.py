@@ -1,0 +1,68 @@
+"""What the training loop is fed: the batch of each step and the development set.
+
+    batches = kind_of(type(model))(training, recipe, seed, device)
+    model.fit(batches, fresh)                              statistics of the training set, before the first step
+    model.parameter_groups(batches)                        its parameters as the optimiser takes them
+    model.before_step(batches, optimiser, step)            what has to happen before a step
+    model.loss(batches(step))                              the batch is a function of (seed, step) alone
+    for batch, count in held_out.development(model): …     `held_out`: the same of the development split
+
+`batches` knows no optimiser, and a model knows batches by their methods only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+
+from ..data.audio import STFT
+from ..data.corpus import Corpus
+from ..models.base import Model
+from .features import bins_of
+from .settings import FEATURES, Recipe, SettingError
+
+
+class Batches:
+    """A source of batches for one kind of model."""
+
+    models: ClassVar[type[Model]]  # what they have in common
+    settings: ClassVar[tuple[str, ...]]  # fields of Recipe that only some kinds have a use for, this one among them
+    needs_labels = False
+    unused = "shorter than one training sequence"  # what the utterances are that `skipped` counts
+    extractor = ""  # digest of the trained model whose latents take the place of features
+
+    def __init__(self, corpus: Corpus, recipe: Recipe, seed: int, device: torch.device, per_epoch: int, skipped: int):
+        """per_epoch: steps in which the whole corpus is seen about once. Completes the recipe with it."""
+        self.corpus, self.seed, self.device, self.skipped = corpus, seed, device, skipped
+        self.per_epoch = max(1, per_epoch)
+        steps, report = recipe.steps or recipe.epochs * self.per_epoch, recipe.report or self.per_epoch
+        self.recipe = replace(recipe, steps=steps, report=report)
+
+    def __call__(self, step: int):
+        raise NotImplementedError
+
+    def development(self, model: Model) -> Iterator[tuple]:
+        """Every batch of the corpus once, with the number of examples in it."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> str:
+        """Of a batch, in words."""
+        return f"{self.recipe.batch} × {self.recipe.frames} frames"
+
+    @classmethod
+    def derived(cls, recipe: Recipe) -> dict:
+        """The settings of a model that follow from the recipe."""
+        return {"bins": bins_of(recipe)}
+
+    @classmethod
+    def check(cls, name: str, recipe: Recipe, config: dict, given: dict[str, str]) -> None:
+        """Raises SettingError where the recipe does not go with the config of model `name`. given: by the user."""
+        if recipe.features == "power":
+            raise SettingError(f"features=power: {name} takes {' or '.join(FEATURES[1:])}")
+
+    @classmethod
+    def for_model(cls, recipe: Recipe, model: Model, stft: STFT, before: dict) -> Recipe:
+        """The recipe of a training that starts from a trained model; before: the recipe of that one's training."""
+        raise NotImplementedError

@@ -1,0 +1,185 @@
+"""A training run: what it is made of, how it begins, how it is resumed, what its folder holds."""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ..data.corpus import absolute, load_corpus
+from ..files import write_json, write_text
+from ..models import MODELS, build_model
+from ..models.base import Model
+from ..models.parameters import CheckpointError
+from . import checkpoint
+from .batches import Batches
+from .features import stft_of
+from .kinds import kind_of
+from .recipes import RECIPES, resolve
+from .settings import Recipe, SettingError, known, overrides
+
+
+@dataclass
+class Plan:
+    """What the checkpoints of a run say of it: with the same, it goes on as if it had not been interrupted."""
+
+    model: str
+    recipe_name: str
+    data: str
+    seed: int
+    precision: str
+    init: str = ""  # folder of the run that it started from
+    recipe: dict = field(default_factory=dict)  # complete: with steps and report
+    fingerprint: str = ""  # of the corpus
+    labels: str = ""  # of what is known of its utterances, where the model learns from that
+    extractor: str = ""  # of the model whose latents it learns from
+
+
+@dataclass
+class Progress:
+    step: int = 0
+    best: float = math.inf  # development loss
+    waited: int = 0  # reports since that was reached
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # of each term of the loss since the last report
+    count: int = 0  # steps since then
+
+
+@dataclass
+class TrainingRun:
+    folder: Path
+    plan: Plan
+    model: Model
+    recipe: Recipe
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+    reports: list[dict] = field(default_factory=list)  # the lines of log.jsonl
+    optimiser: dict | None = None  # its state in the checkpoint that is resumed
+
+    @property
+    def resumed(self) -> bool:
+        return self.optimiser is not None
+
+    def sources(self) -> tuple[Batches, Batches]:
+        """The batches of the training and of the development split. The recipe and the plan become complete.
+        Raises SettingError where the corpus, or the extractor, is not the one that the run began with."""
+        corpus, plan, kind = load_corpus(self.plan.data), self.plan, kind_of(type(self.model))
+        labels = corpus.labels_fingerprint if kind.needs_labels or self.recipe.domain else ""
+        found = {"fingerprint": corpus.fingerprint, "labels": labels}
+        if self.resumed and found != {name: getattr(plan, name) for name in found}:
+            raise SettingError(f"{plan.data}: not the speech that this run began with; it can only go on with the same")
+        batches = kind(corpus.split("train"), self.recipe, plan.seed, self.device)
+        held_out = kind(corpus.split("dev"), batches.recipe, plan.seed, self.device)
+        if self.resumed and batches.extractor != plan.extractor:
+            other = "holds another model than the one whose features this run began with"
+            raise SettingError(f"{self.recipe.extractor}: {other}")
+        self.recipe = batches.recipe
+        settings = asdict(replace(self.recipe, models={}))
+        self.plan = replace(plan, **found, extractor=batches.extractor, recipe=settings)
+        return batches, held_out
+
+    def make_folder(self, exist_ok: bool) -> None:
+        """Make the folder, or one of a longer name where a run that began in the same second has this one."""
+        while True:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=exist_ok)
+                break
+            except FileExistsError:
+                if exist_ok:  # it is a file
+                    raise
+                self.folder = self.folder.with_name(f"{self.folder.name}+")
+        write_json(self.folder / "config.json", asdict(self.plan) | {"model_settings": asdict(self.model.config)})
+
+    def save(self, name: str, **state) -> None:
+        state |= {"plan": asdict(self.plan), "progress": asdict(self.progress)}
+        checkpoint.save(self.folder / name, self.plan.model, self.model, stft_of(self.recipe), **state)
+
+    def log(self, report: dict) -> None:
+        self.reports.append(report)
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(report) + "\n" for report in self.reports))
+
+
+class Clock:
+    """Seconds of the run, those before it was resumed included, and frames per second since the last report."""
+
+    def __init__(self, seconds: float):
+        self.started, self.steps = time.perf_counter() - seconds, 0
+        self.restart()
+
+    def now(self) -> float:
+        return time.perf_counter() - self.started
+
+    def restart(self) -> None:
+        self.since, self.frames = self.now(), 0
+
+    def count(self, batch) -> None:
+        """batch: spectra (batch, frames, bins), or a tuple with features `x` of this shape."""
+        self.steps += 1
+        self.frames += getattr(batch, "x", batch).shape[:2].numel()
+
+    def frames_per_second(self) -> float:
+        return self.frames / (self.now() - self.since)
+
+
+def begin(args, device: torch.device) -> TrainingRun:
+    """A new run, from train.py's flags."""
+    model, name = None, args.model
+    if args.init:
+        model, stft, content = checkpoint.load_run(args.init, device)
+        if name not in (None, content["model"]):
+            raise CheckpointError(f"{args.init}: holds a {content['model']}, not a {name}")
+        name = content["model"]
+    if name is None:
+        raise SettingError(f"--model: missing; choose one of {', '.join(MODELS)}")
+    known("model", name, MODELS)
+    papers = next(recipe for recipe in RECIPES if recipe != "quick" and name in RECIPES[recipe].models)
+    default, other, found = (papers, "quick", "a GPU") if device.type == "cuda" else ("quick", papers, "no GPU")
+    if args.recipe is None:
+        print(f"Recipe {default}, since there is {found}; choose the other with --recipe {other}.")
+    recipe_name, given, seed = args.recipe or default, overrides(args.set), args.seed or 0
+    recipe, config = resolve(name, recipe_name, given)
+    recipe = replace(recipe, steps=args.steps or recipe.steps)
+    if model is None:
+        torch.manual_seed(seed)
+        try:
+            model = build_model(name, **config).to(device)
+        except (RuntimeError, ValueError) as error:
+            raise SettingError(f"--set {' '.join(args.set)}: no such {name} can be built ({error})") from None
+    else:
+        fixed = {"window", "hop", "features", "extractor", "latent", "targets", *config} - {"sequences"}
+        if wrong := [key for key in given if key in fixed]:
+            raise SettingError(f"--set {wrong[0]}: comes with the model of --init; leave it out")
+        before = content.get("plan", {}).get("recipe")
+        recipe = kind_of(type(model)).for_model(recipe, model, stft, before)
+    if recipe.extractor:
+        recipe = replace(recipe, extractor=str(Path(recipe.extractor).expanduser().absolute()))
+    folder = args.run or checkpoint.RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{recipe_name}"
+    if (folder / "config.json").exists():
+        raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
+    data = absolute("built-in" if args.data is None else args.data)
+    plan = Plan(name, recipe_name, data, seed, args.precision or "fp32", str(args.init or ""))
+    return TrainingRun(folder, plan, model, recipe, device)
+
+
+def resume(args, device: torch.device) -> TrainingRun:
+    """A run that was interrupted, or is to be longer, as its last checkpoint has it."""
+    for flag in ("model", "recipe", "data", "init", "seed", "precision", "set"):
+        if getattr(args, flag) not in (None, []):
+            raise SettingError(f"--{flag}: cannot change in a run that is resumed; leave it out")
+    folder = args.run or checkpoint.newest_run()
+    model, _, content = checkpoint.restore(folder / "last.pt", device)
+    try:
+        plan, progress, optimiser = Plan(**content["plan"]), Progress(**content["progress"]), content["optimiser"]
+        recipe, log = Recipe.of(plan.recipe), folder / "log.jsonl"
+        reports = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        reports = [report for report in reports if report["step"] <= progress.step]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: not a run that this version can go on with ({error})") from None
+    if args.steps and args.steps < progress.step:
+        raise SettingError(f"--steps {args.steps}: the run has {progress.step} steps already")
+    if recipe.patience and progress.waited >= recipe.patience:
+        print(f"This run stopped early, after {recipe.patience} reports without a better development loss.")
+    recipe = replace(recipe, steps=args.steps or recipe.steps)
+    return TrainingRun(folder, plan, model, recipe, device, progress, reports, optimiser)

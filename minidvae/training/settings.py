@@ -1,0 +1,133 @@
+"""What can be set: the settings of a training, their types and the values that they may have."""
+
+import difflib
+import math
+from dataclasses import dataclass, field
+
+FEATURES = ("power", "fbank", "log_magnitude")
+LATENTS = {"fhvae": ("z1", "z2"), "beta_vae": ("z",)}  # of which a recogniser can be given the posterior
+TARGETS = ("frames", "phones", "characters")  # the phone at each frame; transcripts in phones or characters
+DOMAINS = ("female", "male", "clean", "noisy", "channel", "both")
+
+
+class SettingError(ValueError):
+    """One line: the setting, what is wrong, what would be right."""
+
+
+def known(kind: str, name: str, names) -> str:
+    """`name` if it is one of `names`, else SettingError with the nearest ones."""
+    if name in names:
+        return name
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names)
+    raise SettingError(f"unknown {kind} {name!r}; did you mean {' or '.join(nearest)}?")
+
+
+def overrides(pairs: list[str]) -> dict[str, str]:
+    """["key=value", …] as a dict."""
+    given = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SettingError(f"--set {pair}: expected key=value")
+        if key in given:
+            raise SettingError(f"--set {pair}: {key} is given twice")
+        given[key] = value
+    return given
+
+
+def check_numbers(settings: dict, positive=(), not_negative=()) -> None:
+    """Raises SettingError for the first number, or number in a tuple, that is out of range or not finite."""
+    for names, least, expected in ((positive, 1e-30, "greater than 0"), (not_negative, 0, "at least 0")):
+        for name in names:
+            values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
+            if not all(math.isfinite(value) and value >= least for value in values):
+                raise SettingError(f"{name}={settings[name]}: expected a number {expected}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    features: str = "power"  # spectra; for other models fbank (80 bins) or log_magnitude (200), 25 ms every 10 ms
+    extractor: str = ""  # recognisers: run folder of an FHVAE or β-VAE whose latent takes the place of `features`
+    latent: str = "z1"  # and which one: z1 or z2 of an FHVAE, z of a β-VAE
+    targets: str = "frames"  # recognisers: frames (aligned phone labels), or transcripts: phones, characters
+    delay: int = 5  # of the outputs behind the frames, where targets are frames
+    domain: str = ""  # learn from these utterances only: female, male, clean, noisy, channel, both
+    window: int = 1024  # of power spectra: STFT window and hop, samples at 16 kHz
+    hop: int = 256
+    frames: int = 150  # T, length of a training sequence or segment; of the piece of an utterance at each step
+    shift: int = 20  # from one segment to the next, frames
+    trim: bool = True  # without leading and trailing silence
+    batch: int = 32
+    steps: int = 0  # length of training; 0: as many as `epochs` take
+    epochs: int = 0
+    report: int = 0  # steps between two reports (development loss, log line, checkpoint); 0: one epoch
+    patience: int = 0  # stop after so many reports without a better development loss; 0: never
+    optimiser: str = "adamw"  # or adam
+    learning_rate: float = 1e-3
+    warmup: int = 0  # steps of linear rise to it
+    schedule: str = "constant"  # or cosine: down to final_learning_rate at the last step
+    final_learning_rate: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 0.0  # largest gradient norm; 0: no clipping
+    own_past: tuple[float, ...] = (0.0, 0.0)  # autoregressive models: share of own past, from first to last step
+    sequences: int = 0  # FHVAE, hierarchical sampling: rows of the table, sequences drawn at once; 0: all, no drawing
+    table_steps: int = 500  # optimiser steps between two draws of the table's sequences
+    table_rate: float = 1.0  # FHVAE: learning rate of the table of s-vectors, relative to that of all else
+    models: dict[str, dict] = field(default_factory=dict)  # each model's settings, and its own values of the above
+
+    def __post_init__(self):
+        positive = "window hop frames shift batch learning_rate epsilon table_steps table_rate".split()
+        not_negative = (
+            "steps epochs report patience warmup final_learning_rate weight_decay clip sequences delay".split()
+        )
+        check_numbers(vars(self), positive, not_negative)
+        known("optimiser", self.optimiser, ("adam", "adamw"))
+        known("schedule", self.schedule, ("constant", "cosine"))
+        known("features", self.features, FEATURES)
+        known("targets", self.targets, TARGETS)
+        known("latent", self.latent, [name for names in LATENTS.values() for name in names])
+        for name in self.domain.split(",") if self.domain else ():
+            known("domain", name, DOMAINS)
+        for name, limits in (("betas", "[0, 1)"), ("own_past", "[0, 1]")):
+            values = getattr(self, name)
+            if len(values) != 2 or not all(0 <= v < 1 or (v == 1 and limits[-1] == "]") for v in values):
+                raise SettingError(f"{name}={values}: expected two numbers in {limits}")
+        if not self.steps and not self.epochs:
+            raise SettingError("steps=0, epochs=0: one of them says how long to train")
+        if self.window % 2 or self.hop > self.window // 2:
+            wrong = f"a window of {self.window} with a hop of {self.hop} samples cannot be inverted"
+            raise SettingError(f"{wrong}; expected an even window and a hop of at most half of it")
+
+    @classmethod
+    def of(cls, settings: dict) -> "Recipe":
+        """From its fields as a checkpoint has them. TypeError or SettingError where they are not a recipe's."""
+        names = {"redraw": "table_steps"}  # in runs of version 0.1
+        return cls(**{names.get(name, name): value for name, value in settings.items()})
+
+    def learning_rate_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        swing = self.learning_rate - self.final_learning_rate
+        return self.final_learning_rate + swing * (1 + math.cos(math.pi * progress)) / 2
+
+    def own_past_at(self, step: int) -> float:
+        first, last = self.own_past
+        return first + (last - first) * step / max(1, self.steps - 1)
+
+
+def parse(key: str, text: str, expected: type):
+    """The value of a `key=value` override, of the type that the setting has."""
+    try:
+        if expected is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if expected in (int, float, str):
+            return expected(text)
+        return tuple(expected.__args__[0](part) for part in text.split(",")) if text else ()
+    except (ValueError, KeyError):
+        name = {bool: "true or false", int: "an integer", float: "a number"}.get(expected, "numbers like 64,32")
+        raise SettingError(f"--set {key}={text}: expected {name}") from None

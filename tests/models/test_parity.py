@@ -1,0 +1,124 @@
+"""The models against vectors that the published code made: outputs, loss terms and every gradient.
+
+`parity/` holds small random models. The published models and their vectors are looked for in the folder that the
+fixture `shared` names.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minidvae.models import published
+from minidvae.models.published import import_dvae_speech, load_dvae_speech
+
+TINY = sorted((Path(__file__).parent / "parity").glob("*.npz"))
+PUBLISHED = ["vae", "dkf", "storn", "vrnn", "srnn", "rvae-causal", "rvae-noncausal"]
+
+
+def tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The arrays of a file whose names begin with `prefix`, without it."""
+    with np.load(path) as data:
+        names = [name for name in data.files if name.startswith(prefix) and name != "config"]
+        return {name.removeprefix(prefix): torch.from_numpy(data[name]) for name in names}
+
+
+def tiny_model(path: Path, tensors_of: str = "param/") -> torch.nn.Module:
+    with np.load(path) as data:
+        network = json.loads(str(data["config"]))
+    return import_dvae_speech(tensors(path, tensors_of), network | {"name": path.stem.split("-")[0].upper()})
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+    scale = expected.abs().max().item() or 1.0
+    error = (actual - expected).abs().max().item() / scale
+    assert error <= tolerance, f"{what}: relative error {error:.1e} > {tolerance:.0e}"
+
+
+def check_forward(model: torch.nn.Module, expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Outputs and loss terms; leaves the gradients of the loss in the model."""
+    noise = (expected["eps"], expected["eps_v"]) if "eps_v" in expected else expected["eps"]
+    output = model(expected["x"], noise)
+    zeros = torch.zeros_like(output.z)
+    p_z = output.p_z or (zeros, zeros)
+    actual = {
+        "variance": output.log_variance.exp(),
+        "z": output.z,
+        "z_mean": output.q_z.mean,
+        "z_logvar": output.q_z.log_variance,
+        "prior_mean": p_z[0],
+        "prior_logvar": p_z[1],
+    }
+    loss, terms = model.loss(expected["x"], noise)
+    actual |= {"recon": terms["reconstruction"], "kl": terms["kl_z"], "loss": loss}
+    if output.q_w is not None:
+        actual |= {"v": output.w, "v_mean": output.q_w.mean, "v_logvar": output.q_w.log_variance, "kl_v": terms["kl_w"]}
+    for name, value in actual.items():
+        assert_close(value, expected[name], tolerance, name)
+    loss.backward()
+
+
+def use_path(model: torch.nn.Module, path: str) -> None:
+    if path == "reference":
+        if not hasattr(model, "forward_reference"):
+            pytest.skip("has no recurrence, and one path only")
+        model.forward = model.forward_reference
+
+
+@pytest.mark.parametrize("path", ["shipped", "reference"])
+@pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
+def test_tiny(file, path):
+    model = tiny_model(file)
+    use_path(model, path)
+    check_forward(model, tensors(file), 1e-5)
+    gradients = tiny_model(file, tensors_of="grad/")  # a model that holds the expected gradients as parameters
+    expected = dict(gradients.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert_close(parameter.grad, expected[name], 1e-5, name)
+
+
+@pytest.mark.parametrize("name", ["srnn", "srnn-2layer"])
+def test_tiny_own_past(name):
+    """Own-past decoding, in resynthesis and as scheduled sampling with probability 1."""
+    file = next(file for file in TINY if file.stem == name)
+    model, expected = tiny_model(file), tensors(file)
+    resynthesis = model.resynthesise(expected["x"], "generation", expected["eps"])
+    assert_close(resynthesis.exp(), expected["gen_variance"], 1e-5, "gen_variance")
+    model.own_past = 1.0
+    output = model(expected["x"], expected["eps"])
+    assert_close(output.log_variance.exp(), expected["gen_variance"], 1e-5, "gen_variance, scheduled")
+    assert_close(output.p_z.mean, expected["gen_prior_mean"], 1e-5, "gen_prior_mean")
+    assert_close(output.p_z.log_variance, expected["gen_prior_logvar"], 1e-5, "gen_prior_logvar")
+
+
+@pytest.mark.parametrize("path", ["shipped", "reference"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published(shared, name, path):
+    model, stft = load_dvae_speech(shared / "checkpoints" / name)
+    assert (stft.window_length, stft.hop) == (512, 256)
+    use_path(model, path)
+    file = shared / "parity" / "published" / f"{name}.npz"
+    check_forward(model, tensors(file), 1e-4)
+    norms = tensors(file, "gradnorm/")
+    for key, parameter in model.named_parameters():
+        theirs = published.their_key(name.split("-")[0], key, vars(model.config))
+        assert_close(parameter.grad.norm(), norms.pop(theirs), 1e-4, theirs)
+    assert not norms
+
+
+def test_published_own_past(shared):
+    """Free-running SRNN amplifies rounding: compared one step at a time, and freely on the first 32 frames."""
+    model, _ = load_dvae_speech(shared / "checkpoints" / "srnn")
+    expected = tensors(shared / "parity" / "published" / "srnn.npz")
+    with torch.no_grad():
+        z = expected["z"]
+        x_past = torch.cat([torch.zeros_like(expected["x"][:, :1]), expected["gen_variance"][:, :-1]], dim=1)
+        h = model.lstm_h(model.mlp_x(x_past))
+        prior = model.infer_prior(h, torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1))
+        assert_close(model.likelihood(h, z).exp(), expected["gen_variance"], 1e-4, "gen_variance")
+        assert_close(prior.mean, expected["gen_prior_mean"], 1e-4, "gen_prior_mean")
+        assert_close(prior.log_variance, expected["gen_prior_logvar"], 1e-4, "gen_prior_logvar")
+    free = model.resynthesise(expected["x"], "generation", expected["eps"])[:, :32]
+    assert_close(free.exp(), expected["gen_variance"][:, :32], 1e-3, "gen_variance, free")

@@ -1,0 +1,121 @@
+"""HiT-DVAE and LigHT-DVAE beyond the contract: batches of utterances, long ones, compiled, in bf16."""
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.testing
+from torch.utils.flop_counter import FlopCounterMode
+
+from minidvae.models import build_model
+from minidvae.models.base import past
+from minidvae.models.light_dvae import Attention
+
+SIZES = {"width": 16, "feedforward": 32, "layers": 2, "w_embedding": 8, "w_hidden": 8, "w_layers": 2}
+SMALL = SIZES | {"bins": 9, "latent": 3, "w_latent": 4}
+
+
+def small(name="light_dvae", **config) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_model(name, **(SMALL | config)).eval()
+
+
+@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae", "vae"])
+@pytest.mark.parametrize("mode", ["generation", "teacher_forcing"])
+def test_a_batch_of_utterances_is_each_by_itself(name, mode):
+    """Fails where padding reaches w, the encoder's attention or another utterance."""
+    settings = {"bins": 9, "latent": 3, "hidden": (8,)} if name == "vae" else SMALL
+    torch.manual_seed(0)
+    model = build_model(name, **settings).eval()
+    spectra = [torch.rand(length, 9) * 4 for length in (5, 12, 1, 9, 12)]
+    noises = [model.draw_noise(1, len(x)) for x in spectra]
+    together = list(model.resynthesise_each(spectra, mode, noises))
+    for x, noise, log_variance in zip(spectra, noises, together, strict=True):
+        alone = model.resynthesise(x[None], mode, noise)[0]
+        assert log_variance.shape == x.shape and (log_variance - alone).abs().max() < 1e-5
+
+
+def test_thirty_seconds_from_the_cache():
+    """1,875 frames, one at a time, must be what one pass over all of them gives."""
+    model, x = small(layers=1).double(), torch.rand(1, 1875, 9, dtype=torch.float64)
+    noise = model.draw_noise(1, 1875)
+    generated, output = model.resynthesise(x, "generation", noise), model(x, noise)
+    own = past(model.feed_back(generated))
+    again = model.likelihood(output.z, output.w, own, model.positions(1875))
+    assert (again - generated).abs().max() < 1e-5
+
+
+def test_work_per_frame_does_not_grow_with_the_length():
+    """Matrix products but attention's: two operations for each weight that a frame passes, of 10 frames as of 80.
+    Recomputing the past would make them grow with the frame's number."""
+    model = small()
+    decoder = [*model.decoders[0].parameters(), *model.output.parameters()]
+    weights = sum(weight.numel() for weight in decoder if weight.dim() == 2)
+    for frames in (10, 80):
+        with FlopCounterMode(display=False) as counter:
+            model.decode(torch.randn(2, frames, 3), torch.randn(2, 4))
+        assert counter.get_flop_counts()["Global"][torch.ops.aten.addmm] == 2 * frames * 2 * weights
+
+
+def test_fused_attention_but_where_raw_power_comes_in():
+    """Of raw power, only what an embedding goes into is unfused; of other scales nothing; without gradient nothing."""
+    assert all(module.fused for module in small(input_scale="root").modules() if isinstance(module, Attention))
+    model = small(input_scale="power")
+    unfused = {name for name, module in model.named_modules() if isinstance(module, Attention) and not module.fused}
+    decoder = {f"decoders.0.blocks.{part}" for part in ("0.attention", "0.cross_attention", "1.cross_attention")}
+    assert unfused == {"encoder.0.attention"} | decoder
+
+
+@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae"])
+@pytest.mark.parametrize("variant", ["plain", "inv_s", "inv_s_nr"])
+def test_raw_power_has_finite_gradients_in_deep_stacks(name, variant):
+    """Where attention behind a layer norm met raw power all the same, its gradients would overflow."""
+    model = small(name, variant=variant, input_scale="power", width=128, bins=513)
+    x = 30 * torch.exp(3 * torch.randn(4, 50, 513))
+    model.fit_statistics(x)
+    loss, _ = model.loss(x)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("scale", ["root", "power"])
+def test_a_compiled_training_step(scale):
+    """What torch.compile makes of a step computes the same, position offsets, own past, the LSTM and unfused attention
+    among it, and is not made anew where the share of own past changes, as it does at every step."""
+    model, x = small(input_scale=scale, layers=1, w_layers=1, position_offset=50).train(), torch.rand(4, 5, 9)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled, frames = torch.compile(model.loss, backend=counter), []
+    for model.own_past in (0.5, 0.75, 1.0):
+        found = []
+        for loss in (model.loss, compiled):
+            torch.manual_seed(1)
+            model.zero_grad()
+            value, _ = loss(x)
+            value.backward()
+            found.append([value.detach(), *(p.grad for p in model.parameters())])
+        for plain, whole in zip(*found, strict=True):
+            assert (plain - whole).abs().max() <= 1e-4 * plain.abs().max()
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[1] == frames[2] > 1
+
+
+@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae"])
+def test_bf16_learns_as_fp32_does(name):
+    """Ten steps from the same start with the same noise: a bf16 that lost the small changes would fall behind."""
+    x, final = torch.rand(8, 20, 9) * 4, {}
+    for bf16 in (False, True):
+        model = small(name, input_scale="root").train()
+        model.fit_statistics(x)
+        optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+        losses = []
+        for step in range(10):
+            torch.manual_seed(step)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss, _ = model.loss(x)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        final[bf16] = losses
+    assert final[False][-1] < 0.9 * final[False][0]
+    assert np.allclose(final[True], final[False], rtol=0.01)

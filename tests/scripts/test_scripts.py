@@ -1,0 +1,377 @@
+"""train.py and evaluate.py as a user calls them: what they leave behind, resuming, and bad input."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from cli import ROOT, call, evaluate_script, log, surroundings, train_script  # noqa: F401
+
+from minidvae.data.audio import STFT
+from minidvae.data.corpus import load_corpus
+from minidvae.data.crops import consecutive_crops
+from minidvae.models import build_model
+from minidvae.models.vae import VAE
+from minidvae.training import checkpoint
+
+TINY = ["width=16", "feedforward=32", "layers=1", "w_embedding=8", "w_hidden=8", "frames=20", "batch=4", "report=4"]
+
+
+def train(speech, *arguments, run="run", model="light_dvae") -> int:
+    return call(train_script, "--model", model, "--recipe", "quick", "--data", speech, "--run", run, *arguments)
+
+
+@pytest.mark.parametrize("model", ["vae", "light_dvae"])
+def test_train_then_evaluate(speech, model, capsys):
+    settings = TINY if model == "light_dvae" else ["frames=20", "batch=4", "report=4"]
+    assert train(speech, "--steps", 8, "--set", *settings, model=model, run=f"runs/{model}") == 0
+    run = Path("runs") / model
+    assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "curves.png", "last.pt", "best.pt"}
+    assert [report["step"] for report in log(run)] == [4, 8]
+    for mode in ("generation", "teacher_forcing"):
+        assert call(evaluate_script, "--mode", mode, "--limit", 3, "--json", "all.json") == 0
+        assert model in capsys.readouterr().out
+    assert (run / "eval" / "resynthesis" / "results.json").is_file()
+    folder = run / "eval" / "resynthesis" / "teacher_forcing"
+    result = json.loads((folder / "results.json").read_text())
+    assert json.loads(Path("all.json").read_text()) == [result]
+    assert len(result["utterances"]) == 3
+    for measure, summary in result["summary"].items():
+        values = [row[measure] for row in result["utterances"] if row[measure] is not None]
+        assert summary["mean"] == pytest.approx(sum(values) / len(values))
+    test = load_corpus(speech).split("test")
+    by_name = {utterance.name: test.waveform(index) for index, utterance in enumerate(test.utterances)}
+    for row in result["utterances"]:
+        assert {f"{row['name']}.png", f"{row['name']}-resynthesis.wav"} <= {path.name for path in folder.iterdir()}
+        assert row["seconds"] == len(by_name[row["name"]]) / 16_000  # whole utterances, trimmed
+
+
+def test_what_evaluate_is_told_changes_the_result(speech):
+    """The mode, the seed and the limit must reach the numbers; a run by itself must repeat them."""
+    assert train(speech, "--steps", 8, "--set", *TINY) == 0
+    means = []
+    for arguments in ((), (), ("--mode", "teacher_forcing"), ("--seed", 1), ("--limit", 1)):
+        assert call(evaluate_script, "run", "--json", "all.json", *arguments) == 0
+        means.append(json.loads(Path("all.json").read_text())[0]["summary"]["si_sdr"]["mean"])
+    assert means[0] == means[1] and len(set(means)) == 4
+
+
+def test_published_rows_stand_only_beside_their_like(speech, monkeypatch, capsys):
+    """The paper's numbers on WSJ0 beside ours on other speech, another split or a part of it would mislead."""
+    assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae") == 0
+    monkeypatch.setattr(
+        evaluate_script, "load_corpus", lambda data: dataclasses.replace(load_corpus(data), layout="WSJ0")
+    )
+    for arguments, shown in (((), True), (("--limit", 1), False), (("--split", "dev"), False)):
+        capsys.readouterr()
+        assert call(evaluate_script, "run", *arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[2:4] for line in lines if "(paper)" in line] == ([["0.0400", "7.40"]] if shown else [])
+
+
+def test_several_runs_give_one_table(speech, capsys):
+    for run in ("one", "two"):
+        assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae", run=run) == 0
+    capsys.readouterr()
+    assert call(evaluate_script, "one", "two", "--limit", 1) == 0
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert [line.split()[0] for line in table] == ["RMSE", "one", "two"]
+
+
+def test_training_learns(speech):
+    """Sixty steps must beat by a fifth the best constant spectrum, which is what the model starts as."""
+    assert train(speech, "--steps", 60, "--set", "frames=20", "batch=8", "report=60", "warmup=5", model="vae") == 0
+    corpus, stft = load_corpus(speech), STFT()
+    x, dev = (
+        torch.cat(list(consecutive_crops(corpus.split(split), stft.samples(20), 100))) for split in ("train", "dev")
+    )
+    constant, x = stft.power(x).mean((0, 1)), stft.power(dev)
+    divergence = (x / constant - (x / constant).clamp_min(1e-12).log() - 1).sum(-1).mean().item()
+    assert log("run")[-1]["dev"]["loss"] < 0.8 * divergence
+
+
+def test_interrupted_run_resumes_bit_for_bit(speech):
+    """Killed in the middle of a report and resumed, a run must log what an uninterrupted one logs."""
+    settings = ["--steps", "24", "--set", *TINY, "position_offset=50"]
+    assert train(speech, *settings, run="whole") == 0
+    command = [sys.executable, ROOT / "train.py", "--model", "light_dvae", "--recipe", "quick", "--run", "cut"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*map(str, command), "--data", str(speech), *settings], env=environment)
+    while process.poll() is None and not (Path("cut/log.jsonl").exists() and len(log("cut")) >= 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    assert len(log("cut")) < 6, "the run ended before it could be interrupted"
+    assert call(train_script, "--resume", "--run", "cut") == 0
+    assert log("cut") == log("whole")
+    whole, cut = (torch.load(f"{run}/last.pt", weights_only=True)["parameters"] for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_resuming_after_a_kill_between_reports(speech):
+    """kill -9 loses what came after the last report; the log must not hold any of it twice."""
+    assert train(speech, "--steps", 8, "--set", *TINY, "schedule=constant") == 0
+    kept = Path("run/last.pt").read_bytes()
+    assert call(train_script, "--resume", "--run", "run", "--steps", 12) == 0
+    whole = log("run")
+    assert [report["step"] for report in whole] == [4, 8, 12]
+    Path("run/last.pt").write_bytes(kept)  # killed after the log was written and before the checkpoint was
+    assert call(train_script, "--resume", "--run", "run", "--steps", 12) == 0
+    assert log("run") == whole
+
+
+def test_early_stopping(speech):
+    assert train(speech, "--steps", 40, "--set", *TINY[:-1], "report=2", "patience=2", "learning_rate=1e-9") == 0
+    reports = [report["dev"]["loss"] for report in log("run")]
+    best = min(range(len(reports)), key=reports.__getitem__)
+    assert len(reports) == best + 3 < 20
+    assert torch.load("run/best.pt", weights_only=True)["progress"]["step"] == 2 * (best + 1)
+
+
+def test_every_setting_of_the_loop_changes_the_training(speech):
+    """A flag or setting of the loop that does nothing shows as two equal logs; bf16 must stay near fp32."""
+    base = ["--steps", 8, "--set", *TINY]
+    changes = [[], ["optimiser=adam"], ["clip=1"], ["weight_decay=0.5"], ["own_past=0,0"], ["warmup=0"], ["beta_z=1"]]
+    changes += [["schedule=constant", "warmup=2"], ["warmup=2"], ["position_offset=9"], ["trim=false"]]
+    runs = {f"run{number}": [*base, *change] for number, change in enumerate(changes)}
+    runs |= {"bf16": ["--precision", "bf16", *base], "seed": ["--seed", 1, *base]}
+    results = {}
+    for run, arguments in runs.items():
+        assert train(speech, *arguments, run=run) == 0
+        parameters = torch.load(f"{run}/last.pt", weights_only=True)["parameters"].values()
+        results[tuple(parameter.double().sum().item() for parameter in parameters)] = arguments
+    assert len(results) == len(runs), results.values()
+    assert log("bf16")[-1]["dev"]["loss"] == pytest.approx(log("run0")[-1]["dev"]["loss"], rel=0.01)
+
+
+def test_non_finite_loss_stops_and_is_named(speech, capsys):
+    """The step and the term are named, the last good checkpoint stays whole, and no NaN is trained on."""
+    assert train(speech, "--steps", 4, "--set", "frames=20", "report=2", model="vae") == 0
+    parameters = torch.load("run/last.pt", weights_only=True)["parameters"]
+    content = torch.load("run/last.pt", weights_only=True)
+    content["plan"]["recipe"] |= {"learning_rate": 1e30, "schedule": "constant", "warmup": 0, "clip": 0.0}
+    torch.save(content, "run/last.pt")
+    capsys.readouterr()
+    assert call(train_script, "--resume", "--run", "run", "--steps", 40) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step " in error and "run/last.pt" in error and ("reconstruction" in error or "kl_z" in error)
+    kept = torch.load("run/last.pt", weights_only=True)["parameters"]
+    assert all(value.isfinite().all() for value in kept.values()) and kept.keys() == parameters.keys()
+
+
+def test_gradient_that_is_not_finite_is_not_taken(speech, monkeypatch, capsys):
+    """A finite loss with such a gradient must not reach the parameters, nor a checkpoint."""
+    forward = VAE.loss
+
+    def loss(self, batch, noise=None):
+        value, terms = forward(self, batch, noise)
+        return value + (self.output.bias - self.output.bias.detach()).sqrt().sum(), terms
+
+    monkeypatch.setattr(VAE, "loss", loss)
+    assert train(speech, "--steps", 4, "--set", "frames=20", "report=1", model="vae") == 2
+    assert "step 0: gradient norm" in capsys.readouterr().err and not Path("run/last.pt").exists()
+
+
+def test_digital_silence_in_training(tmp_path, speech):
+    """Zeros have no lower bound of the divergence unless floored: training must end near where noise would take it."""
+    for path in speech.rglob("*.wav"):
+        waveform, rate = soundfile.read(path, dtype="int16")
+        waveform[len(waveform) // 3 : len(waveform) // 2] = 0
+        quiet = tmp_path / "quiet" / path.relative_to(speech)
+        quiet.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(quiet, waveform, rate)
+    arguments = ["--steps", 300, "--set", "frames=20", "batch=8", "report=100", "warmup=20", "learning_rate=5e-3"]
+    assert train(tmp_path / "quiet", *arguments, model="vae") == 0
+    losses = [report["train"]["loss"] for report in log("run")]
+    assert losses[-1] < losses[0] and losses[-1] < 1000
+
+
+def test_resume_needs_the_same_speech(tmp_path, speech, capsys):
+    shutil.copytree(speech, tmp_path / "copy")
+    assert train(tmp_path / "copy", "--steps", 4, "--set", "frames=20", "report=2", model="vae") == 0
+    next((tmp_path / "copy" / "train").rglob("*.wav")).unlink()
+    assert call(train_script, "--resume", "--run", "run", "--steps", 6) == 2
+    assert "copy" in capsys.readouterr().err
+
+
+def test_resume_refuses_what_it_cannot_go_on_with(speech, capsys):
+    assert train(speech, "--steps", 4, "--set", "frames=20", "report=2", model="vae") == 0
+    assert call(train_script, "--resume", "--run", "run", "--steps", 2) == 2
+    assert "4 steps already" in capsys.readouterr().err
+    Path("run/last.pt").write_bytes(Path("run/best.pt").read_bytes())
+    assert call(train_script, "--resume", "--run", "run", "--steps", 6) == 2
+    assert "optimiser" in capsys.readouterr().err
+
+
+BAD = {  # arguments of train.py: what the one line must say
+    ("--model", "light_dave"): "light_dvae",
+    ("--model", "vae", "--recipe", "quik"): "quick",
+    ("--model", "hit_dvae", "--recipe", "benchmark2021"): "light2023",
+    ("--model", "vae", "--set", "latents=3"): "latent",
+    ("--model", "vae", "--set", "latent=three"): "an integer",
+    ("--model", "vae", "--set", "learning_rate=fast"): "a number",
+    ("--model", "vae", "--set", "hidden=a,b"): "64,32",
+    ("--model", "vae", "--set", "trim=maybe"): "true or false",
+    ("--model", "vae", "--set", "latent"): "key=value",
+    ("--model", "vae", "--set", "input_scale=mel"): "root",
+    ("--model", "light_dvae", "--set", "variant=inv"): "inv_s",
+    ("--model", "light_dvae", "--set", "heads=3"): "divisible",
+    ("--model", "vae", "--set", "optimiser=sgd"): "adamw",
+    ("--model", "vae", "--set", "batch=0"): "greater than 0",
+    ("--model", "vae", "--set", "window=1023"): "even",
+    ("--model", "vae", "--set", "own_past=2,3"): "[0, 1]",
+    ("--model", "vae", "--set", "epochs=2", "steps=3"): "epochs",
+    ("--model", "vae", "--set", "batch=2", "--set", "batch=3"): "twice",
+    ("--model", "vae", "--set", "hidden=8,,4"): "64,32",
+    ("--model", "vae", "--set", "beta_z=nan"): "beta_z",
+    ("--model", "vae", "--set", "latent=0"): "latent",
+    ("--model", "light_dvae", "--set", "position_offset=-1"): "position_offset",
+    ("--model", "vae", "--seed", "-1"): "--seed -1",
+    ("--model", "vae", "--steps", "0"): "at least 1",
+    ("--model", "vae", "--steps", "many"): "many",
+    ("--model", "vae", "--precision", "fp8"): "bf16",
+    ("--model", "vae", "--device", "tpu0"): "cpu",
+    ("--model", "vae", "--data", "nowhere"): "nowhere",
+    ("--modle", "vae"): "--modle",
+    (): "light_dvae",
+    ("--resume",): "runs/",
+    ("--resume", "--run", "nowhere"): "nowhere/last.pt",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_line(arguments, capsys):
+    assert call(train_script, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert BAD[arguments] in error and error.startswith("train.py: error: ") and "\n" not in error
+    assert list(Path().iterdir()) == []
+
+
+def test_evaluate_refuses_what_is_not_a_run(speech, tmp_path, capsys):
+    Path("empty").mkdir()
+    Path("text").mkdir()
+    Path("text/best.pt").write_text("not a checkpoint")
+    Path("other").mkdir()
+    torch.save({"weights": torch.zeros(3)}, "other/best.pt")
+    Path("cut").mkdir()
+    checkpoint.save("cut/best.pt", "vae", build_model("vae"), STFT())
+    Path("cut/best.pt").write_bytes(Path("cut/best.pt").read_bytes()[:-5000])
+    for arguments, expected in {
+        (): "train one first",
+        ("nowhere",): "nowhere",
+        ("empty",): "no such checkpoint",
+        ("text",): "not a checkpoint",
+        ("other",): "not a checkpoint of minidvae",
+        ("cut",): "truncated",
+        ("empty", "--task", "resynthesise"): "resynthesis",
+        ("empty", "--limit", "0"): "at least 1",
+        ("empty", "--mode", "free"): "generation",
+        ("empty", "--json", "nofolder/x.json"): "nofolder",
+    }.items():
+        assert call(evaluate_script, *arguments) == 2
+        error = capsys.readouterr().err.strip()
+        assert expected in error and error.startswith("evaluate.py: error: ") and "\n" not in error
+    assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae") == 0
+    capsys.readouterr()
+    assert call(evaluate_script, "run", "--split", "tset") == 2
+    assert "test" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(speech, capsys):
+    assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae") == 0
+    before = Path("run/last.pt").read_bytes()
+    assert train(speech, "--steps", 1, model="vae") == 2
+    assert "--resume" in capsys.readouterr().err and Path("run/last.pt").read_bytes() == before
+    assert call(train_script, "--resume", "--run", "run", "--model", "light_dvae") == 2
+    assert "--model" in capsys.readouterr().err
+
+
+def test_init_starts_from_another_run(speech, capsys):
+    """The first loss of a run that starts from another must be where that one ended, not where chance begins."""
+    arguments = ["--steps", 40, "--set", "frames=20", "report=20", "warmup=5"]
+    assert train(speech, *arguments, model="vae", run="first") == 0
+    assert (
+        call(
+            train_script,
+            "--init",
+            "first",
+            "--data",
+            speech,
+            "--run",
+            "second",
+            "--steps",
+            2,
+            "--set",
+            "frames=20",
+            "learning_rate=1e-9",
+        )
+        == 0
+    )
+    assert log("second")[0]["dev"]["loss"] == pytest.approx(log("first")[-1]["dev"]["loss"], rel=1e-4)
+    capsys.readouterr()
+    for arguments in (("--model", "dkf"), ("--set", "latent=3"), ("--set", "hop=128")):
+        assert call(train_script, "--init", "first", *arguments) == 2
+        assert arguments[1].split("=")[0] in capsys.readouterr().err
+
+
+def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
+    """A folder of the published format is a run to evaluate (results beside our own runs), and one to start from."""
+    folder = shared / "checkpoints" / "vrnn"
+    assert call(evaluate_script, folder, "--data", speech, "--limit", 1, "--mode", "teacher_forcing") == 0
+    assert json.loads(Path("runs/vrnn/eval/resynthesis/teacher_forcing/results.json").read_text())["model"] == "vrnn"
+    assert (
+        call(
+            train_script,
+            "--init",
+            folder,
+            "--recipe",
+            "benchmark2021",
+            "--data",
+            speech,
+            "--run",
+            "tuned",
+            "--steps",
+            2,
+            "--set",
+            "frames=20",
+            "batch=4",
+        )
+        == 0
+    )
+    tuned, stft, _ = checkpoint.load_run("tuned")
+    assert stft == STFT(512, 256)
+    published, _, _ = checkpoint.load_run(folder)
+    for before, after in zip(published.parameters(), tuned.parameters(), strict=True):
+        assert (before - after).abs().max() < 1e-3  # two steps of 1e-4
+
+
+def test_help_shows_the_defaults(capsys):
+    for script, flags in ((train_script, 9), (evaluate_script, 13)):
+        assert call(script, "--help") == 0
+        assert " ".join(capsys.readouterr().out.split()).count("(default: ") == flags
+
+
+def test_a_compiled_training(speech, capsys):
+    """--compile changes how a step is computed, not what; the first report says what compiling cost."""
+    arguments = ["--steps", 4, "--set", "frames=10", "batch=2", "report=2", "hidden=8"]
+    assert train(speech, *arguments, model="vae", run="eager") == 0
+    assert "compiling" not in capsys.readouterr().out
+    assert train(speech, *arguments, "--compile", model="vae", run="compiled") == 0
+    assert re.search(r"The first step took \d+\.\d s, compiling included", capsys.readouterr().out)
+    for eager, compiled in zip(log("eager"), log("compiled"), strict=True):
+        assert compiled["train"] == pytest.approx(eager["train"], rel=1e-4)
+        assert compiled["dev"] == pytest.approx(eager["dev"], rel=1e-4)
+
+
+def test_reports_say_how_fast_it_is(speech, capsys):
+    assert train(speech, "--steps", 2, "--set", "frames=10", "batch=2", "report=1", "hidden=8", model="vae") == 0
+    assert len(re.findall(r"[\d,]+ frames/s$", capsys.readouterr().out, re.MULTILINE)) == 2

@@ -1,0 +1,62 @@
+"""What the studies share, and what a decoder reads (studies/ablations.py)."""
+
+from functools import partial
+from pathlib import Path
+
+import ablations
+import numpy as np
+import pytest
+import study
+import torch
+from cli import surroundings  # noqa: F401
+
+from minidvae.data.audio import STFT
+from minidvae.data.corpus import load_corpus
+from minidvae.models import build_model
+from minidvae.training.settings import SettingError
+
+
+def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """A variant that has a checkpoint is resumed, never begun again; flags of another study are refused."""
+    calls = []
+
+    def call(script, *flags):
+        calls.append([script, *map(str, flags)])
+        (Path(calls[-1][-1])).mkdir(exist_ok=True)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        (Path(calls[-1][-1]) / "last.pt").touch()
+
+    monkeypatch.setattr(study, "call", call)
+    variants = {"one": ["--model", "vae"], "two": ["--model", "dkf"]}
+    train = partial(study.train_all, variants, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(["--steps", "8"])
+    assert train(["--steps", "8"]) == {title: tmp_path / title for title in variants}
+    begin = ["train.py", "--steps", "8", "--model"]
+    one, two = ["--run", str(tmp_path / "one")], ["--run", str(tmp_path / "two")]
+    resumed = ["train.py", "--resume", *one]
+    assert calls == [[*begin, "vae", *one], [*begin, "dkf", *two], resumed, [*begin, "dkf", *two]]
+    with pytest.raises(SettingError, match="other flags"):
+        train(["--steps", "9"])
+
+
+@pytest.mark.parametrize("shut", ["past", "z", "w"])
+def test_what_a_decoder_reads(shut, speech, monkeypatch):
+    """What the decoder cannot read must cost nothing when it is another's, and all else must. With keys of zeros all
+    frames so far weigh the same."""
+    sizes = {"width": 16, "feedforward": 32, "layers": 2, "w_embedding": 8, "w_hidden": 8, "latent": 3, "w_latent": 4}
+    torch.manual_seed(0)
+    model = build_model("light_dvae", **sizes, w_layers=2, input_scale="root").eval()
+    for block in model.decoders[0].blocks:
+        block.cross_attention.output.weight.data *= 0 if shut == "past" else 5
+        block.cross_attention.key_value.weight.data[: model.config.width] *= shut != "past"
+    latent, weight = model.config.latent, model.decoders[0].embed_latents.weight.data
+    weight[:, {"z": slice(latent), "w": slice(latent, None), "past": slice(0)}[shut]] = 0
+    found = ablations.divergences(model, STFT(), 20, load_corpus(speech, progress=False).split("test"))
+    weight = found.pop(ablations.FIRST)
+    assert list(found) == list(ablations.GIVEN) and 0 < weight < 1
+    assert shut != "past" or weight == pytest.approx(np.mean([1 / (t + 1) for t in range(10, 20)]))
+    same = {name for name, value in found.items() if value == pytest.approx(found["all its own"], rel=1e-5)}
+    free = {"past": {"generated past", "past of another"}, "z": {"z of another"}, "w": {"w of another"}}
+    assert same == {"all its own"} | free[shut]

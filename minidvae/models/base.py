@@ -203,7 +203,7 @@ class DVAE(Model):
 
         def normal(*shape: int) -> Tensor:
             draws = ((g, like.device if g is None else g.device) for g in sources)
-            noise = [torch.randn(count, *shape, generator=g, device=d, dtype=like.dtype) for g, d in draws]
+            noise = [torch.empty(count, *shape, device=d, dtype=like.dtype).normal_(generator=g) for g, d in draws]
             return torch.cat(noise).to(like.device)
 
         noise_z = normal(frames, self.config.latent)

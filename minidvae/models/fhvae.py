@@ -107,7 +107,7 @@ class FHVAE(SegmentModel):
         """Standard-normal draws for z1 and z2, (batch, latent) each; a CPU generator gives the same on every device."""
         mean, latents = self.standardise.mean, (self.config.z1_latent, self.config.z2_latent)
         source = mean.device if generator is None else generator.device
-        return tuple(torch.randn(batch, n, generator=generator, device=source).to(mean) for n in latents)
+        return tuple(torch.empty(batch, n, device=source).normal_(generator=generator).to(mean) for n in latents)
 
     def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Latents:
         """Of segments (batch, frames, bins). Without noise the latents are the means."""

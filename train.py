@@ -8,6 +8,7 @@ exactly as if it had not been interrupted.
 """
 
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from minidvae.experiments import figures
 from minidvae.models import MODELS
 from minidvae.models.parameters import CheckpointError
 from minidvae.training.recipes import RECIPES
-from minidvae.training.run import Clock, TrainingRun, begin, resume
+from minidvae.training.run import TrainingRun, begin, resume
 from minidvae.training.settings import SettingError
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -132,6 +133,28 @@ def describe(report: dict, steps: int) -> str:
     for part in ("train", "dev"):
         parts.append(f"{part} " + "  ".join(f"{name} {value:.4g}" for name, value in report[part].items()))
     return "   ".join(parts)
+
+
+class Clock:
+    """Seconds of the run, those before it was resumed included, and frames per second since the last report."""
+
+    def __init__(self, seconds: float):
+        self.started, self.steps = time.perf_counter() - seconds, 0
+        self.restart()
+
+    def now(self) -> float:
+        return time.perf_counter() - self.started
+
+    def restart(self) -> None:
+        self.since, self.frames = self.now(), 0
+
+    def count(self, batch) -> None:
+        """batch: spectra (batch, frames, bins), or a tuple with features `x` of this shape."""
+        self.steps += 1
+        self.frames += getattr(batch, "x", batch).shape[:2].numel()
+
+    def frames_per_second(self) -> float:
+        return self.frames / (self.now() - self.since)
 
 
 class StopRequest:

@@ -101,28 +101,6 @@ class TrainingRun:
         write_text(self.folder / "log.jsonl", "".join(json.dumps(report) + "\n" for report in self.reports))
 
 
-class Clock:
-    """Seconds of the run, those before it was resumed included, and frames per second since the last report."""
-
-    def __init__(self, seconds: float):
-        self.started, self.steps = time.perf_counter() - seconds, 0
-        self.restart()
-
-    def now(self) -> float:
-        return time.perf_counter() - self.started
-
-    def restart(self) -> None:
-        self.since, self.frames = self.now(), 0
-
-    def count(self, batch) -> None:
-        """batch: spectra (batch, frames, bins), or a tuple with features `x` of this shape."""
-        self.steps += 1
-        self.frames += getattr(batch, "x", batch).shape[:2].numel()
-
-    def frames_per_second(self) -> float:
-        return self.frames / (self.now() - self.since)
-
-
 def begin(args, device: torch.device) -> TrainingRun:
     """A new run, from train.py's flags."""
     model, name = None, args.model

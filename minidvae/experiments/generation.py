@@ -361,7 +361,7 @@ def evaluate_corpus(runs: list[Run], options: Options, recogniser: Recogniser | 
         print(counts(runs[0], clips, repeats, recogniser.about["features"]))
         rows = measure(runs, recogniser, clips, repeats, options.seed)
         published = {}
-        if report.published_layout(runs, options) == "VoiceBank":
+        if options.w != "posterior" and report.published_layout(runs, options) == "VoiceBank":
             published = {title: pair for run in runs for title, pair in PUBLISHED.get(run.name, {}).items()}
             published |= PUBLISHED_TEST
         print(f"\n{table(rows, published)}\n")

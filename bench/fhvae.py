@@ -12,9 +12,7 @@ row for each; `2,000 rows` is hierarchical sampling, the drawing of new rows inc
 to what was held before them, the index.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -28,20 +26,29 @@ from minidvae.models.segments import SegmentBatch
 from minidvae.training.recipes import resolve
 from minidvae.training.segments import FeatureSegments
 
-PATHS = {
-    "reference": LSTM.forward_reference,
-    "nn.LSTM": lambda lstm, x: nn.LSTM.forward(lstm, x)[0],
-    "lstm_scan": LSTM.scan,
-    "shipped": LSTM.forward,
-}
+
+class ReferenceLSTM(LSTM):
+    forward = LSTM.forward_reference
+
+
+class LibraryLSTM(LSTM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.LSTM.forward(self, x)[0]
+
+
+class ScannedLSTM(LSTM):
+    forward = LSTM.scan
+
+
+PATHS = {"reference": ReferenceLSTM, "nn.LSTM": LibraryLSTM, "lstm_scan": ScannedLSTM, "shipped": LSTM}
 ROWS = 2000
 
 
-def model_by(path: Callable, device: torch.device) -> nn.Module:
+def model_by(path: type[LSTM], device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     model = build_model("fhvae", sequences=ROWS, z1_latent=32, z2_latent=32)
     for part in (model.encoder_z1, model.encoder_z2, model.decoder):
-        part.network.forward = partial(path, part.network)
+        part.network = path(part.network.input_size, part.network.hidden_size, part.network.num_layers)
     return model.to(device)
 
 

@@ -24,13 +24,6 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory) -> Path:
     """A folder split/speaker/*.wav with two seconds or more of synthetic speech per file."""
-    import soundfile
+    from speech_folder import write_speech
 
-    from minidvae.data import synthetic
-
-    folder = tmp_path_factory.mktemp("speech")
-    for utterance in synthetic.generate(speakers=(3, 1, 2), utterances=2):
-        path = folder / utterance.split / utterance.speaker / f"{utterance.name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, utterance.waveform, synthetic.SAMPLE_RATE)
-    return folder
+    return write_speech(tmp_path_factory.mktemp("speech"), (3, 1, 2), utterances=2)

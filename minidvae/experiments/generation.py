@@ -115,7 +115,7 @@ class Recogniser:
         if recipe.extractor:
             expected = f"expected one with features {' or '.join(FEATURE_EXTRACTORS)} and no extractor"
             raise SettingError(f"--recogniser {folder}: hears the {recipe.latent} of {recipe.extractor}; {expected}")
-        self.frames = FEATURE_EXTRACTORS[recipe.features][1]
+        self.frames = FEATURE_EXTRACTORS[recipe.features].extract
         self.about = {"run": str(folder), "trained_on": data, "step": content["progress"]["step"]}
         self.about |= {"features": model.config.width, "symbols": recipe.targets}
 
@@ -361,7 +361,7 @@ def evaluate_corpus(runs: list[Run], options: Options, recogniser: Recogniser | 
         print(counts(runs[0], clips, repeats, recogniser.about["features"]))
         rows = measure(runs, recogniser, clips, repeats, options.seed)
         published = {}
-        if options.w != "posterior" and report.published_layout(runs, options) == "VoiceBank":
+        if report.published_layout(runs, options) == "VoiceBank":
             published = {title: pair for run in runs for title, pair in PUBLISHED.get(run.name, {}).items()}
             published |= PUBLISHED_TEST
         print(f"\n{table(rows, published)}\n")

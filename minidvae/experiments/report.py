@@ -73,6 +73,7 @@ def by_corpus(evaluate: Callable[..., list[dict]]) -> Callable[..., list[dict]]:
 
 def published_layout(runs: list[Run], options: Options) -> str | None:
     """The layout of the runs' corpus where published results on it may stand beside ours: all pairs and utterances of
-    its test split, decoded from the model's own past. Else None."""
+    its test split, decoded from the model's own past, w not from its posterior. Else None."""
     whole = (options.split, options.mode, options.limit, options.trials) == ("test", "generation", None, None)
-    return runs[0].corpus.layout if whole and len({run.data for run in runs}) == 1 else None
+    alike = whole and options.w != "posterior" and len({run.data for run in runs}) == 1
+    return runs[0].corpus.layout if alike else None

@@ -95,13 +95,14 @@ def encode(run: Run, corpus: Corpus, index: int, condition: str = "clean", seed:
     noise = np.random.default_rng((seed, zlib.crc32(f"{utterance.name} {condition}".encode())))
     waveform = synthetic.apply_condition(corpus.waveform(index, trim=run.recipe.trim), condition, noise)
     features = features_of(run, waveform)
-    _, z1, _, z2 = run.model.infer(segments_of(features, run.recipe.frames, shift or run.recipe.shift))
-    return Speech(utterance, waveform, features, z1, z2, run.model.mu1(z1), run.model.s_vector(z2))
+    means = run.model.infer(segments_of(features, run.recipe.frames, shift or run.recipe.shift))
+    mu1, mu2 = run.model.mu1(means.z1), run.model.s_vector(means.z2)
+    return Speech(utterance, waveform, features, means.z1, means.z2, mu1, mu2)
 
 
 def features_of(run: Run, waveform: np.ndarray) -> Tensor:
     """(samples,) → the features that the model sees (frames, bins), its frames those of `FEATURE_STFT.analyse`."""
-    return FEATURE_EXTRACTORS[run.recipe.features][1](torch.from_numpy(waveform).to(run.device))
+    return FEATURE_EXTRACTORS[run.recipe.features].extract(torch.from_numpy(waveform).to(run.device))
 
 
 def segments_of(features: Tensor, frames: int, shift: int) -> Tensor:

@@ -216,18 +216,20 @@ def draw_segments(run: Run, test: list[probes.Encoded], seed: int) -> None:
     those first whose posterior means vary most over the test segments."""
     model = run.model
     rows, columns = choose_segments(run, ROWS, seed), choose_segments(run, COLUMNS, seed + 1)
-    (_, z1, _, own), (_, other, _, z2) = model.infer(rows), model.infer(columns)
-    grid = model.decode(z1.repeat_interleave(COLUMNS, 0), z2.repeat(ROWS, 1)).unflatten(0, (ROWS, COLUMNS))
-    blocks = (model.decode(z1, own)[:, None], torch.stack([columns, model.decode(other, z2)]), grid)
+    of_rows, of_columns = model.infer(rows), model.infer(columns)
+    grid = model.decode(of_rows.z1.repeat_interleave(COLUMNS, 0), of_columns.z2.repeat(ROWS, 1))
+    grid = grid.unflatten(0, (ROWS, COLUMNS))
+    own_rows, own_columns = (model.decode(latents.z1, latents.z2) for latents in (of_rows, of_columns))
+    blocks = (own_rows[:, None], torch.stack([columns, own_columns]), grid)
     figures.swap_grid(*(block.cpu().numpy() for block in blocks), run.target / "swap.png")
 
     seeds = choose_segments(run, SEEDS, seed + 2)
-    _, z1, _, z2 = model.infer(seeds)
+    means = model.infer(seeds)
     for which, name in enumerate(("z1", "z2")):
         deviations, walks = torch.cat([getattr(e, name) for e in test]).std(0, correction=0), []
         for j in deviations.argsort(descending=True).tolist():
-            latents = [z.repeat_interleave(len(TRAVERSED), 0) for z in (z1, z2)]
-            latents[which][:, j] = torch.from_numpy(TRAVERSED).to(z1).repeat(SEEDS)
+            latents = [z.repeat_interleave(len(TRAVERSED), 0) for z in (means.z1, means.z2)]
+            latents[which][:, j] = torch.from_numpy(TRAVERSED).to(seeds).repeat(SEEDS)
             decoded = model.decode(*latents).unflatten(0, (SEEDS, len(TRAVERSED)))
             walks.append((f"$z_{which + 1}$[{j}], deviation {deviations[j]:.2f}", decoded.cpu().numpy()))
         figures.traversal(seeds.cpu().numpy(), walks, TRAVERSED, run.target / f"traversal-{name}.png")
@@ -241,7 +243,8 @@ def draw_reconstructions(run: Run, runs: list[Run], seed: int) -> None:
     if len(set(titles)) < len(titles):
         titles = [other.folder.name for other in beside]
     segments = choose_segments(run, EXAMPLES, seed + 3)
-    decoded = [other.model.decode(*other.model.infer(segments)[1::2]) for other in beside]  # from z1 and z2
+    latents = [other.model.infer(segments) for other in beside]
+    decoded = [other.model.decode(own.z1, own.z2) for other, own in zip(beside, latents, strict=True)]
     examples = torch.stack([segments, *decoded], dim=1).cpu().numpy()
     figures.reconstructions(examples, ["original", *titles], run.target / "reconstructions.png")
 

@@ -175,10 +175,7 @@ def vectors_of(run: Run, corpus: Corpus) -> dict[str, np.ndarray]:
             continue
         spectrum = run.stft.analyse(torch.from_numpy(corpus.waveform(index)).to(run.device))
         x = model.input_scale(spectrum.abs().square()[None])
-        if run.name == "dsae":
-            rows.append({"v": model.infer_v(model.lstm_v(model.mlp_x(x))).mean[0]})
-        else:
-            rows.append({"w": model.infer_w(x).mean[0]})
+        rows.append({model.sequence_latent: model.infer_w(x).mean[0]})
     vectors = {name: torch.stack([row[name] for row in rows]).double().cpu().numpy() for name in rows[0]}
     run.check_finite(np.concatenate(list(vectors.values()), axis=1))
     return vectors

@@ -155,6 +155,7 @@ class DVAE(Model):
     `resynthesise_from_own_past(x, noise)`; those with a sequence latent `decode(z, w)`, log-variance from own past."""
 
     autoregressive = False  # whether x_{t−1} feeds the decoder, so that the two modes of resynthesis differ
+    sequence_latent = "w"  # its name in the paper, where there is one
     kl_w_per_frame = True  # whether kl_w enters the loss divided by the number of frames, as in the bound of a sequence
     output: nn.Linear  # the last layer, to log-variance
 

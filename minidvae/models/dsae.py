@@ -35,6 +35,7 @@ class DSAEConfig(RecurrentConfig):
 
 
 class DSAE(DVAE):
+    sequence_latent = "v"
     kl_w_per_frame = False  # as published: v weighs T times more in the loss than in the bound
 
     def __init__(self, config: DSAEConfig):
@@ -53,6 +54,10 @@ class DSAE(DVAE):
         self.prior = GaussianHead(config.prior_rnn, latent)
         self.decoder = mlp(config.w_latent + latent, config.decoder_hidden, activation)
         self.output = nn.Linear(self.decoder.outputs, bins)
+
+    def infer_w(self, inputs: Tensor) -> Gaussian:
+        """q(v | x_{1:T}) from the scaled spectrum."""
+        return self.infer_v(self.lstm_v(self.mlp_x(inputs)))
 
     def infer_v(self, states: Tensor) -> Gaussian:
         """q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at the first."""

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +20,15 @@ from ..models.parameters import CheckpointError
 from . import checkpoint
 from .settings import LATENTS, Recipe
 
-FEATURE_EXTRACTORS = {  # name: bins, of frames (…, samples) → (…, frames, bins), `centred=False` for crops
-    "fbank": (80, audio.fbank),
-    "log_magnitude": (200, audio.log_magnitude),
+
+class FeatureExtractor(NamedTuple):
+    bins: int
+    extract: Callable[..., Tensor]  # (…, samples) → (…, frames, bins), `centred=False` for crops
+
+
+FEATURE_EXTRACTORS = {
+    "fbank": FeatureExtractor(80, audio.fbank),
+    "log_magnitude": FeatureExtractor(200, audio.log_magnitude),
 }
 KEPT = 2**28  # bytes of spectral features that are kept once made
 SEGMENTS_PER_BATCH = 1024
@@ -33,7 +40,7 @@ def stft_of(recipe: Recipe) -> audio.STFT:
 
 
 def bins_of(recipe: Recipe) -> int:
-    return stft_of(recipe).bins if recipe.features == "power" else FEATURE_EXTRACTORS[recipe.features][0]
+    return stft_of(recipe).bins if recipe.features == "power" else FEATURE_EXTRACTORS[recipe.features].bins
 
 
 class SpectralFeatures:

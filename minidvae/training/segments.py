@@ -36,7 +36,7 @@ class FeatureSegments(Batches):
         self.rows_drawn = lru_cache(1)(self.draw_rows)
 
     def features(self, windows: Tensor) -> Tensor:
-        _, extract = FEATURE_EXTRACTORS[self.recipe.features]
+        extract = FEATURE_EXTRACTORS[self.recipe.features].extract
         return extract(windows.to(self.device, non_blocking=True), centred=False)
 
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import recognition as study
-import soundfile
 import torch
 from cli import call, evaluate_script, surroundings, train_script  # noqa: F401
+from speech_folder import write_speech
 from torch import nn
 
 from minidvae.data import audio, synthetic
@@ -32,16 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Eight speakers to train on, two each to develop and to test on, with phones, sexes and texts."""
-    folder = tmp_path_factory.mktemp("speech")
-    for u in synthetic.generate(speakers=(8, 2, 2), utterances=1):
-        path = folder / u.split / u.speaker / f"{u.name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, u.waveform, audio.SAMPLE_RATE)
-        path.with_suffix(".phn").write_text("".join(f"{start} {stop} {label}\n" for start, stop, label in u.phones))
-        path.with_suffix(".txt").write_text(u.text.upper() + ".")
-    rows = (f"{speaker.name}\t{speaker.sex}" for speaker in synthetic.make_speakers(0, 8, 2, 2))
-    (folder / "speakers.tsv").write_text("\n".join(["speaker\tsex", *rows]) + "\n")
-    return folder
+    return write_speech(tmp_path_factory.mktemp("speech"), (8, 2, 2), utterances=1, phones=True, texts=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speech_folder import write_speech
 
 from minidvae.data import audio, synthetic
 from minidvae.data.audio import FEATURE_STFT, SAMPLE_RATE
@@ -19,7 +20,7 @@ from minidvae.experiments import figures, probes
 from minidvae.experiments import transformation as T
 from minidvae.experiments.runs import Options, Run, features_of, segments_of
 from minidvae.models import build_model
-from minidvae.models.fhvae import SegmentBatch
+from minidvae.models.fhvae import Latents, SegmentBatch
 from minidvae.training.recipes import resolve
 from minidvae.training.segments import FeatureSegments, feature_segments
 
@@ -35,14 +36,7 @@ def single_thread():
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory) -> Corpus:
     """Three speakers to train on, two (a woman and a man) to test on, with phones and sexes."""
-    folder = tmp_path_factory.mktemp("labelled")
-    for u in synthetic.generate(speakers=(3, 1, 2), utterances=2):
-        path = folder / u.split / u.speaker / f"{u.name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, u.waveform, SAMPLE_RATE)
-        path.with_suffix(".phn").write_text("".join(f"{start} {stop} {label}\n" for start, stop, label in u.phones))
-    rows = (f"{speaker.name}\t{speaker.sex}" for speaker in synthetic.make_speakers(0, 3, 1, 2))
-    (folder / "speakers.tsv").write_text("\n".join(["speaker\tsex", *rows]) + "\n")
+    folder = write_speech(tmp_path_factory.mktemp("labelled"), (3, 1, 2), utterances=2, phones=True)
     return load_corpus(folder, cache=tmp_path_factory.mktemp("cache"), progress=False, note=lambda _: None)
 
 
@@ -227,7 +221,7 @@ class Level(torch.nn.Module):
 
     def infer(self, x):
         level = x.mean((1, 2))[:, None]
-        return None, x - level[..., None], None, level
+        return Latents(None, x - level[..., None], None, level)
 
     def decode(self, z1, z2):
         return z1 + z2[..., None]

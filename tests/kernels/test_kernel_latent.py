@@ -39,15 +39,6 @@ ODD = {  # widths that need padding, more than one tile
 }
 
 
-@pytest.fixture(autouse=True)
-def nan_in_new_memory():
-    """Whatever a kernel leaves unwritten is NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3, device=DEVICE).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture
 def precision(monkeypatch):
     """The tiles of tf32, larger and thus quicker in the interpreter, which computes in float32 all the same. A GPU

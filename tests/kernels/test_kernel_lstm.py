@@ -22,15 +22,6 @@ TOLERANCE = {"ieee": 1e-5, "tf32": 1.5e-3, "bf16": 3e-2}
 
 
 @pytest.fixture(autouse=True)
-def nan_in_new_memory():
-    """Whatever a kernel leaves unwritten is NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3, device=DEVICE).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
 def matmul_precision():
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "ieee"

@@ -3,9 +3,10 @@
     python evaluate.py                                # the newest run, resynthesis of its corpus's test split
     python evaluate.py runs/A runs/B --data DIR       # one table, a row for each run
     python evaluate.py runs/A --task verification     # or generation, exchange, transformation, recognition
+    python evaluate.py light_dvae-librispeech --data my.wav    # a model that ships; a file or a folder of your own
 
 Without --task, a run is evaluated by the first of the tasks below that its model is for. Results, figures and wav files
-are written to RUN/eval/TASK/; for a published model, to runs/NAME/eval/TASK/.
+are written to RUN/eval/TASK/; for a published model or one that ships, to runs/NAME/eval/TASK/.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 from minidvae.command_line import SOURCES_OF_SPEECH, Parser, check_seed, choose_device, run
-from minidvae.data.corpus import load_corpus
+from minidvae.data.corpus import Corpus, load_corpus
 from minidvae.experiments import exchange, generation, recognition, resynthesis, transformation, verification
 from minidvae.experiments.runs import Options, Run
 from minidvae.files import write_json
@@ -25,6 +26,7 @@ from minidvae.training.settings import SettingError, known
 
 MODULES = (resynthesis, generation, exchange, transformation, verification, recognition)
 TASKS = {module.__name__.split(".")[-1]: module for module in MODULES}
+LEARN = ("generation", "transformation", "verification")  # tasks that learn from the training split
 ONLY_FOR = dict.fromkeys(("recogniser", "clips", "repeats", "w"), "generation")  # flag: the task that it is for
 ONLY_FOR |= {"mode": "resynthesis", "trials": "verification", "lexicon": "recognition"}
 
@@ -32,17 +34,19 @@ ONLY_FOR |= {"mode": "resynthesis", "trials": "verification", "lexicon": "recogn
 def arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    runs = "run folders, or folders with a published model (default: the newest run)"
+    runs = "run folders, folders with a published model, or names of models that ship (default: the newest run)"
     add("runs", nargs="*", type=Path, metavar="RUN", help=runs)
     add("--task", help=f"one of {', '.join(TASKS)} (default: the first of these that the model is for)")
-    add("--data", help=f"{SOURCES_OF_SPEECH} (default: the run's own)")
-    add("--split", default="test", help="which split to evaluate on (default: test)")
+    own = "default: the run's own; of a model that ships, built-in"
+    add("--data", help=f"a sound file, {SOURCES_OF_SPEECH} ({own})")
+    split = "which split to evaluate on (default: test; all of --data without splits, unless the task learns from it)"
+    add("--split", help=split)
     past = "resynthesis: past of an autoregressive model, its own output or the true one (default: generation)"
     add("--mode", choices=("generation", "teacher_forcing"), default="generation", help=past)
     add("--limit", type=int, help="only so many utterances, spread over the split (default: all)")
     trials = "verification: file of lines `enrol test target|nontarget` (default: all pairs of test utterances)"
     add("--trials", type=Path, help=trials)
-    recogniser = "generation: run folder of a deepspeech2, whose features the distance to real speech is measured on"
+    recogniser = "generation: run of a deepspeech2, whose features the distance to real speech is measured on"
     add("--recogniser", type=Path, metavar="RUN", help=recogniser)
     (clips, repeats), (gpu_clips, gpu_repeats) = generation.DEFAULTS["cpu"], generation.DEFAULTS["cuda"]
     clips = f"generation: clips on each side of the distance (default: {clips:,}, on a GPU {gpu_clips:,})"
@@ -71,6 +75,12 @@ def task_for(models: dict[Path, str], asked: str | None) -> str:
     return asked
 
 
+def is_unseen(corpus: Corpus, loaded: list[tuple]) -> bool:
+    """Whether a corpus has no splits of its own, and none of the models was trained on it."""
+    known = {content.get("plan", {}).get("fingerprint") for *_, content in loaded}
+    return corpus.drawn and known.isdisjoint({corpus.fingerprint, corpus.without_conditions().fingerprint})
+
+
 def main() -> None:
     args = arguments()
     known("task", args.task or "resynthesis", TASKS)
@@ -84,6 +94,7 @@ def main() -> None:
     loaded = [(folder, *checkpoint.load_run(folder, device)) for folder in folders]
     task = task_for({folder: content["model"] for folder, *_, content in loaded}, args.task)
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    options.split = args.split or "test"
     for flag, only in ONLY_FOR.items():
         if getattr(options, flag) != getattr(Options(), flag) and task != only:
             raise SettingError(f"--{flag}: is for --task {only}, not {task}")
@@ -92,10 +103,17 @@ def main() -> None:
 
     sources = [args.data or content.get("plan", {}).get("data", "built-in") for *_, content in loaded]
     corpora = {data: load_corpus(data) for data in dict.fromkeys(sources)}
-    tests = {data: corpus.split(args.split).spread(args.limit or len(corpus)) for data, corpus in corpora.items()}
+    if args.data and args.split is None and task not in LEARN and is_unseen(corpora[args.data], loaded):
+        options.split, corpus = "all", corpora[args.data]
+        print(f"{args.data}: has no splits of its own; all {len(corpus)} utterances are its test set")
+        tests = {args.data: corpus}
+    else:
+        tests = {data: corpus.split(options.split) for data, corpus in corpora.items()}
+    tests = {data: corpus.spread(args.limit or len(corpus)) for data, corpus in tests.items()}
     runs = []
     for (folder, model, stft, content), data in zip(loaded, sources, strict=True):
-        target = (folder if "plan" in content else RUNS / folder.resolve().name) / "eval" / task
+        ours = "plan" in content and folder.is_dir()
+        target = (folder if ours else RUNS / folder.resolve().name) / "eval" / task
         model_and_speech = (model.eval(), stft, content, data, corpora[data], tests[data])
         runs.append(Run(folder, content["model"], *model_and_speech, target))
     results = TASKS[task].evaluate(runs, options)

@@ -15,15 +15,16 @@ import torch
 from tqdm import tqdm
 
 from minidvae import command_line
-from minidvae.command_line import SOURCES_OF_SPEECH, Parser, check_seed, choose_device
+from minidvae.command_line import SOURCES_OF_SPEECH, Parser, check_seed, choose_device, has_bf16
 from minidvae.experiments import figures
 from minidvae.models import MODELS
 from minidvae.models.parameters import CheckpointError
+from minidvae.training.muon import Muon
 from minidvae.training.recipes import RECIPES
 from minidvae.training.run import TrainingRun, begin, resume
 from minidvae.training.settings import SettingError
 
-OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
 
 
 def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
@@ -181,11 +182,11 @@ def main() -> None:
     parser.add_argument("--data", help=f"{SOURCES_OF_SPEECH} (default: built-in)")
     parser.add_argument("--run", type=Path, help="folder for the results (default: a new one in runs/)")
     parser.add_argument("--steps", type=int, help="length of training (default: the recipe's)")
-    parser.add_argument("--init", type=Path, help="start from the model in this run folder, ours or published")
+    parser.add_argument("--init", type=Path, help="start from this run, published model or model that ships")
     parser.add_argument("--seed", type=int, help="of the parameters, the batches and the noise (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
-    precision = "of matrix products (default: fp32, on a GPU TF32)"
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help=precision)
+    precision = "of matrix products; auto: bf16 where the chip has instructions for it (default: fp32, on a GPU TF32)"
+    parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), help=precision)
     compiled = "torch.compile of the loss; the graph breaks at recurrent layers (default: off)"
     parser.add_argument("--compile", action="store_true", help=compiled)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run (default: the newest)")
@@ -197,6 +198,8 @@ def main() -> None:
         raise SettingError(f"--steps {args.steps}: expected at least 1")
     check_seed(args.seed or 0)
     device = choose_device(args.device)
+    if args.precision == "auto":
+        args.precision = "bf16" if has_bf16(device) else "fp32"
     run = (resume if args.resume else begin)(args, device)
     batches, held_out = run.sources()
     if not run.resumed:
@@ -206,7 +209,8 @@ def main() -> None:
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
     minutes = batches.corpus.seconds / 60
     print(
-        f"{run.plan.model}, {parameters:.2f} M parameters, recipe {run.plan.recipe_name}: {run.recipe.steps} steps of"
+        f"{run.plan.model}, {parameters:.2f} M parameters in {run.plan.precision}, recipe {run.plan.recipe_name}: "
+        f"{run.recipe.steps} steps of"
     )
     print(f"{batches.size} out of {minutes:.1f} minutes. Results: {run.folder}/")
     if run.plan.precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":

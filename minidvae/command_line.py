@@ -53,6 +53,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the chip multiplies matrices in bfloat16 by instructions of its own."""
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise SettingError(f"--seed {seed}: expected 0 to {2**32 - 1}")

@@ -29,6 +29,7 @@ class Corpus:
     layout: str  # a key of LAYOUTS, "manifest" or "built-in"; with conditions laid over it, CONDITIONS_OF before that
     utterances: tuple[Utterance, ...]
     packed: np.memmap  # int16, all utterances end to end
+    drawn: bool = False  # whether its splits were drawn, since it has none of its own
     clean: np.memmap | None = None  # where conditions were laid over it: the same before, in the same places
 
     def __len__(self) -> int:
@@ -48,7 +49,7 @@ class Corpus:
             return self
         utterances = tuple(replace(u, condition="clean") for u in self.utterances)
         name, layout = (text.removeprefix(CONDITIONS_OF) for text in (self.name, self.layout))
-        return Corpus(name, layout, utterances, self.clean)
+        return Corpus(name, layout, utterances, self.clean, self.drawn)
 
     def spread(self, limit: int) -> "Corpus":
         """At most `limit` utterances, evenly spread over the corpus."""
@@ -87,8 +88,9 @@ def _digest(content: list) -> str:
 
 
 def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note: Callable = print) -> Corpus:
-    """The corpus at `source`: "built-in", a folder in one of `layouts.LAYOUTS`, or a manifest. With CONDITIONS_OF
-    before it, every utterance is there once, in one of `packing.CONDITIONS`, as `packing.lay_conditions` draws them.
+    """The corpus at `source`: "built-in", a folder in one of `layouts.LAYOUTS`, a manifest or a sound file. With
+    CONDITIONS_OF before it, every utterance is there once, in one of `packing.CONDITIONS`, as `packing.lay_conditions`
+    draws them.
 
     The first time it is packed under the folder `cache` (else $MINIDVAE_CACHE, else ~/.cache/minidvae; 115 MB an hour),
     with a progress bar; again when a file's path, size or time of change differs. `note` is called with what the user
@@ -107,10 +109,10 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
     elif os.path.isdir(root):
         contents = layouts.scan(root)
     elif os.path.isfile(root):
-        entries = layouts.read_manifest(root)
+        entries = (layouts.read_file if name.lower().endswith(layouts.AUDIO) else layouts.read_manifest)(root)
         contents = [(entry, layouts.stamp(entry["path"]), layouts.stamp(entry["phones"])) for entry in entries]
     else:
-        looked_for = "a folder of speech, a manifest (TSV: path, speaker, split), or the word built-in"
+        looked_for = "a folder of speech, a sound file, a manifest (TSV: path, speaker, split), or the word built-in"
         raise CorpusError(f"{name}: no such file or folder; looked for {looked_for}")
     folder = cache / _digest([packing.FORMAT, place, contents])[:24]
     if (found := packing.read(folder)) is None:
@@ -134,10 +136,10 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
             line = f"{cache}: the packed corpus cannot be written here ({error.strerror}); name another folder in"
             raise CorpusError(f"{line} MINIDVAE_CACHE (115 MB per hour of speech)") from None
         found = packing.read(folder)
-    layout, utterances, packed, notes = found
-    for line in notes:
+    for line in found.notes:
         note(line)
-    return Corpus(name, layout, utterances, packed, clean.packed if clean is not None else None)
+    drawn, before = (found.drawn, None) if clean is None else (clean.drawn, clean.packed)
+    return Corpus(name, found.layout, found.utterances, found.samples, drawn, before)
 
 
 def absolute(source: str) -> str:

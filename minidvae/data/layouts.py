@@ -133,6 +133,14 @@ def _read_lists(root: Path, files: dict, layout: str) -> tuple[dict[str, str], d
     return transcripts, sexes
 
 
+def read_file(file: Path) -> list[dict]:
+    """The one entry of a sound file."""
+    entry = dict.fromkeys(("split", "text", "phones", "sex", "condition"), "")
+    entries = [entry | {"path": file.name, "speaker": file.resolve().parent.name}]
+    _name(entries, file.parent)
+    return entries
+
+
 def read_manifest(manifest: Path) -> list[dict]:
     """The entries of a manifest. CorpusError names the line where a column is missing or empty, a split is unknown, a
     file is not there or a path stands twice."""
@@ -169,9 +177,10 @@ def _name(entries: list[dict], root: Path) -> None:
         entry.update(name=name, path=str(root / entry["path"]))
 
 
-def draw_splits(entries: list[dict], name: str, notes: list[str]) -> None:
+def draw_splits(entries: list[dict], name: str, notes: list[str]) -> bool:
     """Draw splits where there are none, or a development set from train where only that is missing: a tenth of the
-    speakers each, of the files where speakers are fewer than 5. A line is added to `notes` where splits are drawn."""
+    speakers each, of the files where speakers are fewer than 5. A line is added to `notes` where splits are drawn.
+    Returns whether there were none."""
     known = {entry["split"] for entry in entries}
     wanted = ("dev", "test") if known == {""} else ("dev",) if "train" in known and "dev" not in known else ()
     pool = [entry for entry in entries if entry["split"] in ("", "train")]
@@ -185,6 +194,7 @@ def draw_splits(entries: list[dict], name: str, notes: list[str]) -> None:
         counts = Counter(drawn.get(unit, "train") for unit in order)
         shares = ", ".join(f"{counts[split]} {units} for {split}" for split in (*wanted, "train") if counts[split])
         notes.append(f"{name}: found no {'splits' if known == {''} else 'dev split'}; drew {shares}")
+    return known == {""}
 
 
 def read_phones(path: str) -> list[tuple[int, int, str]]:

@@ -10,13 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from . import audio, layouts, synthetic
 from .layouts import CorpusError
 
-FORMAT = 1  # of the packed files: another number packs every corpus anew
+FORMAT = 2  # of the packed files: another number packs every corpus anew
 SHORTEST = 0.1  # seconds; shorter files are skipped
 # Names of conditions (Aurora-4's) and the ones of `synthetic.apply_condition`. "both": noise and channel.
 CONDITIONS = {"clean": "clean", "noisy": "noise", "channel": "channel", "both": "both"}
@@ -128,9 +129,9 @@ def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.n
                 samples += len(clip)
         if not rows:
             raise CorpusError("; ".join([f"{name}: holds nothing that can be used as speech", *notes]))
-        layouts.draw_splits(rows, name, notes)
+        drawn = layouts.draw_splits(rows, name, notes)
         utterances = [vars(Utterance(**row)) for row in rows]
-        index = {"layout": layout, "notes": notes, "samples": samples, "utterances": utterances}
+        index = {"layout": layout, "notes": notes, "drawn": drawn, "samples": samples, "utterances": utterances}
         (packed / "index.json").write_text(json.dumps(index))
         try:
             packed.rename(folder)
@@ -139,9 +140,16 @@ def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.n
                 raise
 
 
-def read(folder: Path) -> tuple[str, tuple[Utterance, ...], np.memmap, list[str]] | None:
-    """Layout, utterances, samples (int16, all utterances end to end) and notes of a packed folder; None where there is
-    none or it is damaged."""
+class Packed(NamedTuple):
+    layout: str
+    utterances: tuple[Utterance, ...]
+    samples: np.memmap  # int16, all utterances end to end
+    notes: list[str]
+    drawn: bool  # whether splits were drawn, since there were none
+
+
+def read(folder: Path) -> Packed | None:
+    """What is in a packed folder; None where there is none or it is damaged."""
     try:
         index = json.loads((folder / "index.json").read_text())
         packed = np.memmap(folder / "waveforms.int16", dtype="<i2", mode="r", shape=(index["samples"],))
@@ -149,4 +157,5 @@ def read(folder: Path) -> tuple[str, tuple[Utterance, ...], np.memmap, list[str]
         return None
     for row in index["utterances"]:
         row.update(trim=tuple(row["trim"]), phones=tuple(map(tuple, row["phones"])))
-    return index["layout"], tuple(Utterance(**row) for row in index["utterances"]), packed, index["notes"]
+    utterances = tuple(Utterance(**row) for row in index["utterances"])
+    return Packed(index["layout"], utterances, packed, index["notes"], index["drawn"])

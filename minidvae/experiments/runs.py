@@ -111,3 +111,14 @@ def segments_of(features: Tensor, frames: int, shift: int) -> Tensor:
     missing = -(len(features) - frames) % shift if len(features) > frames else frames - len(features)
     padded = torch.cat([features, features[-1:].expand(missing, -1)])
     return padded.unfold(0, frames, shift).transpose(1, 2)
+
+
+def join_segments(segments: Tensor, shift: int) -> Tensor:
+    """Segments (N, frames, bins) that are `shift` frames apart → (all frames, bins), where they overlap their mean with
+    the weights of a Hann window: `segments_of` backwards."""
+    count, frames, bins = segments.shape
+    places = (torch.arange(count)[:, None] * shift + torch.arange(frames)).flatten().to(segments.device)
+    weights = torch.hann_window(frames + 1, device=segments.device)[1:, None].expand(count, -1, -1)
+    joined = segments.new_zeros((count - 1) * shift + frames, bins + 1)
+    joined.index_add_(0, places, torch.cat([segments * weights, weights], dim=-1).flatten(0, 1))
+    return joined[:, :-1] / joined[:, -1:]

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..data import audio
 from ..data.corpus import CLEAN, Corpus
+from ..models.fhvae import FHVAE, Latents
 from ..training.segments import FeatureSegments
 from . import figures, probes, report
-from .runs import Options, Run, Speech, encode, features_of, segments_of
+from .runs import Options, Run, Speech, encode, features_of, join_segments, segments_of
 
 MODELS = ["fhvae"]
 
@@ -84,6 +85,27 @@ def swapped(source: Speech, reference: Speech) -> Tensor:
 def shifted(source: Speech, reference: Speech) -> Tensor:
     """z2 + Δμ2, where Δμ2 = μ2 of the reference − μ2 of the source, which the paper calls the target (appendix E)."""
     return source.z2 + (reference.mu2 - source.mu2)
+
+
+@torch.no_grad()
+def convert(model: FHVAE, source: np.ndarray, reference: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The words of `source` in the voice of `reference`: waveforms at 16 kHz (samples,), neither of them silent → one
+    with as many samples as the source and its RMS. `model` has the features log_magnitude. z2 is shifted as in
+    `shifted`; segments overlap; phases are found by Griffin-Lim."""
+    frames = model.config.frames
+    shift = max(1, frames // 4)
+
+    def infer(waveform: np.ndarray) -> tuple[Latents, Tensor]:
+        scaled = torch.from_numpy(waveform / np.abs(waveform).max()).to(model.table)
+        latents = model.infer(segments_of(audio.log_magnitude(scaled), frames, shift))
+        return latents, model.s_vector(latents.z2)
+
+    (latents, here), (_, there) = infer(source), infer(reference)
+    features = join_segments(model.decode(latents.z1, latents.z2 + (there - here)), shift).cpu()
+    power = audio.log_magnitude_to_power(features[: audio.FEATURE_STFT.frames(len(source))])
+    generator = torch.Generator().manual_seed(seed)
+    waveform = audio.griffin_lim(power, audio.FEATURE_STFT, length=len(source), generator=generator).numpy()
+    return waveform * (np.linalg.norm(source) / np.linalg.norm(waveform))
 
 
 def conversion_pairs(test: Corpus, count: int, seed: int) -> list[tuple[int, int]]:

@@ -104,6 +104,12 @@ class InputScale(Standardise):
     def forward(self, power: Tensor) -> Tensor:
         return power if self.scale == "power" else super().forward(self.compress(power))
 
+    def of_log(self, log_power: Tensor) -> Tensor:
+        """`self(e^l)` of log-powers l (…, bins); of `root` without taking roots, for decoding calls it every frame."""
+        if self.scale == "root":
+            return super().forward(torch.exp(log_power / 4))
+        return self(torch.exp(log_power))
+
 
 class Score(NamedTuple):
     """The generative model, given past and latents. p_z is None where that is N(0, I), as p(w) is in every model."""
@@ -151,7 +157,7 @@ class DVAEConfig:
 
 class DVAE(Model):
     """A dynamical VAE on power spectra x (batch, frames, bins). Subclasses define `score` and `forward(x, noise=None)`
-    → DVAEOutput, whose past is the true one, or in a share `own_past` the model's own; autoregressive ones
+    → DVAEOutput, whose past is the true one, or in a share `own_past` another one; autoregressive ones
     `resynthesise_from_own_past(x, noise)`; those with a sequence latent `decode(z, w)`, log-variance from own past."""
 
     autoregressive = False  # whether x_{t−1} feeds the decoder, so that the two modes of resynthesis differ
@@ -163,7 +169,7 @@ class DVAE(Model):
         super().__init__()
         self.config = config
         self.input_scale = InputScale(config.bins, config.input_scale)
-        self.own_past = 0.0  # scheduled sampling: the probability that a past frame is the model's own output
+        self.own_past = 0.0  # scheduled sampling: the share of the past that is not the true one in training
         self.register_buffer("fitted_w", None, persistent=False)  # what `sample` draws w from, see `fit_w`
 
     def fit(self, batches, fresh: bool) -> None:
@@ -251,7 +257,7 @@ class DVAE(Model):
 
     def feed_back(self, log_variance: Tensor) -> Tensor:
         """The model's own output on the scale of its input."""
-        return self.input_scale(torch.exp(log_variance.clamp(*LOG_VARIANCE_RANGE)))
+        return self.input_scale.of_log(log_variance.clamp(*LOG_VARIANCE_RANGE))
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:

@@ -81,10 +81,11 @@ class FHVAE(SegmentModel):
             self.table.data.copy_(self.s_vectors(batches.of_sequences(batches.chosen(0))))
 
     def parameter_groups(self, batches) -> list[dict]:
-        """The table, of which a step meets few rows, has a learning rate of its own, and no weight decay: its prior is
-        in the bound, and a second one would move its rows away from the closed form."""
+        """The table, of which a step meets few rows, has a learning rate of its own, no Muon, which moves all rows, and
+        no weight decay: its prior is in the bound, and a second one would move its rows away from the closed form."""
         others = [p for name, p in self.named_parameters() if name != "table"]
-        return [{"params": others}, {"params": [self.table], "rate": batches.recipe.table_rate, "weight_decay": 0.0}]
+        table = {"params": [self.table], "rate": batches.recipe.table_rate, "weight_decay": 0.0, "muon": False}
+        return [{"params": others}, table]
 
     def before_step(self, batches, optimiser: torch.optim.Optimizer, step: int) -> None:
         """Where the table's rows are drawn anew, they get the closed form of their sequences."""

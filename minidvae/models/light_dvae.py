@@ -9,7 +9,7 @@
 A decoder block is self-attention over the main stream, cross-attention from it to the source stream, and a
 feed-forward layer, with post-norm residual connections. The main stream is [z, w] and the source is x: the residual
 path carries z, which is to keep the model from leaning on its past output. It does where x is raw power, as in the
-paper; a compressed past is read all the same, and needs training on the own past.
+paper; a compressed past is read all the same, and needs training on a past that is wrong.
 
 A causal mask alone does not give these dependencies, since the residual path at position t carries its own input. So
 the inputs are shifted: x_{t−1} everywhere and z_{t−1} in the prior, zeros first. Every mask is then the causal one.
@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .base import DVAE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, Generators, Score, past, per_frame
 
 VARIANTS = ("plain", "inv_s", "inv_s_nr")
+LOUDEST = 2.0  # on the model's scale, of a past that is wrong
 
 
 @dataclass
@@ -44,6 +45,7 @@ class LigHTConfig(DVAEConfig):
     w_hidden: int = 512  # LSTM cells per direction
     w_layers: int = 2
     variant: str = "plain"  # ablation: inv_s swaps the streams of the likelihood; inv_s_nr has no residual there
+    z_log_variance: float = 0.0  # where the log-variance of q(z) starts: below 0, z says more from the first step on
     position_offset: int = 0  # while training, positions start anywhere in 0 … this: long utterances are no news
 
 
@@ -161,6 +163,7 @@ class LigHTDVAE(DVAE):
         self.encoder_embedding = nn.Linear(config.bins + config.w_latent, config.width)
         self.encoder = nn.ModuleList(Block(config, layer == 0, cross=False) for layer in range(config.layers))
         self.z_posterior = GaussianHead(config.width, config.latent)
+        self.z_posterior.log_variance.bias.data += config.z_log_variance
         self.decoders = nn.ModuleList(Decoder(config) for _ in range(self.decoder_count))
         self.z_prior = GaussianHead(config.width, config.latent)
         self.output = nn.Linear(config.width, config.bins)
@@ -227,18 +230,25 @@ class LigHTDVAE(DVAE):
 
     @torch.no_grad()
     def replace_past(self, x_past: Tensor, z: Tensor, w: Tensor, positions: Tensor) -> Tensor:
-        """In a share `own_past` of the sequences, the first ones, the past that the model itself would have made:
-        two parallel passes, the second on the output of the first."""
+        """In a share `own_past` of the sequences, the first ones, a past that is wrong: that of the sequence before in
+        the batch, between silent and LOUDEST times as loud; in every second of them, what the decoder makes of that.
+
+        Only what went wrong in training is put right in decoding. With the own output of a true past, two passes on,
+        the decoder still reads what only the true past knows, and never sees what it would have to find back from: some
+        utterances then run away, each frame fed back larger than the one before."""
         if torch.compiler.is_compiling():  # not for every share anew
             return torch.compiler.disable(self.replace_past)(x_past, z, w, positions)
         count = round(self.own_past * len(x_past))
         if count == 0:
             return x_past
-        own = x_past[:count]
-        for _ in range(2):
-            own = past(self.feed_back(self.likelihood(z[:count], w[:count], own, positions)))
+        silence = self.input_scale(x_past.new_zeros(1, 1, x_past.shape[-1]))
+        level = LOUDEST * torch.rand(count, 1, 1, device=x_past.device)
+        wrong = silence + level * (x_past.roll(1, dims=0)[:count] - silence)
+        wrong[:, 0] = 0  # nothing has passed yet
+        own = past(self.feed_back(self.likelihood(z[:count:2], w[:count:2], wrong[::2], positions)))
         torch.clear_autocast_cache()  # it now holds weights cast without gradient
-        return torch.cat([own.to(x_past), x_past[count:]])
+        wrong[::2] = own.to(wrong)
+        return torch.cat([wrong, x_past[count:]])
 
     def resynthesise_each(self, spectra: Sequence[Tensor], mode: str, noises: Sequence) -> Iterator[Tensor]:
         """Padded to the longest, in one batch."""

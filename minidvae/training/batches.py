@@ -10,16 +10,17 @@
 `batches` knows no optimiser, and a model knows batches by their methods only.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
-from ..data.audio import STFT
+from ..data.audio import SAMPLE_RATE, STFT
 from ..data.corpus import Corpus
 from ..models.base import Model
-from .features import bins_of
+from .features import bins_of, stft_of
 from .settings import FEATURES, Recipe, SettingError
 
 
@@ -61,6 +62,21 @@ class Batches:
         """Raises SettingError where the recipe does not go with the config of model `name`. given: by the user."""
         if recipe.features == "power":
             raise SettingError(f"features=power: {name} takes {' or '.join(FEATURES[1:])}")
+
+    @classmethod
+    def check_lengths(cls, corpus: Corpus, recipe: Recipe) -> None:
+        """Raises SettingError where most utterances are shorter than one training sequence, and says how many frames
+        nine in ten have."""
+        stft, frames = stft_of(recipe), recipe.frames
+        lengths = sorted(u.trim[1] - u.trim[0] if recipe.trim else u.length for u in corpus.utterances)
+        short = bisect_left(lengths, stft.samples(frames))
+        if short > len(lengths) / 2:
+            seconds, fitting = stft.samples(frames) / SAMPLE_RATE, lengths[len(lengths) // 10] - stft.samples(1)
+            wrong = f"{short} of {len(lengths)} utterances are shorter than a training sequence ({seconds:.2f} s)"
+            remedies = [f"--set frames={fitting // stft.hop + 1} fits nine in ten"] if fitting >= 0 else []
+            if short < len(lengths):
+                remedies.append(f"--set frames={frames} trains on the others")
+            raise SettingError(f"{corpus.name}: {wrong}; {', '.join(remedies) or 'expected longer ones'}")
 
     @classmethod
     def for_model(cls, recipe: Recipe, model: Model, stft: STFT, before: dict) -> Recipe:

@@ -13,6 +13,7 @@ from ..models.parameters import CheckpointError, check_parameters, unpickle
 from ..models.published import load_dvae_speech
 
 RUNS = Path("runs")  # where train.py puts the folders of runs by default
+PRETRAINED = Path(__file__).parents[1] / "pretrained"  # NAME.pt and its card NAME.md for each model that ships
 
 
 def save(path: str | Path, model_name: str, model: nn.Module, stft: STFT, **state) -> None:
@@ -47,17 +48,32 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
 
 
 def load_run(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
-    """What a run folder holds (the best model so far), or a folder in the published format "DVAE-speech": the model,
-    its STFT and the content of the checkpoint, in the second case only {"model": its name}."""
+    """What a run folder holds (the best model so far), or a folder in the published format "DVAE-speech", or, where
+    there is no such folder, the pretrained model of that name: the model, its STFT and the content of the checkpoint,
+    of a published model only {"model": its name}."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such run folder; runs are written by train.py, to runs/ by default")
+        return load_pretrained(str(folder), device)
     if (folder / "config.ini").exists():
         model, stft = load_dvae_speech(folder)
         name = next(name for name, (kind, _) in MODELS.items() if type(model) is kind)
         return model.to(device), stft, {"model": name}
     best = folder / "best.pt"
     return restore(best if best.exists() else folder / "last.pt", device)  # stopped before its first report
+
+
+def pretrained() -> list[str]:
+    """The names of the models that ship."""
+    return sorted(file.stem for file in PRETRAINED.glob("*.pt"))
+
+
+def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
+    """A model that ships, trained on real speech, its STFT and the content of its checkpoint. CheckpointError naming
+    all of them where none has this name."""
+    if name not in pretrained():
+        no_folder = f"{name}: no such run folder (train.py writes them to runs/ by default), nor a model that ships"
+        raise CheckpointError(f"{no_folder}: {', '.join(pretrained())}")
+    return restore(PRETRAINED / f"{name}.pt", device)
 
 
 def newest_run() -> Path:

@@ -57,6 +57,7 @@ class TrainingRun:
     progress: Progress = field(default_factory=Progress)
     reports: list[dict] = field(default_factory=list)  # the lines of log.jsonl
     optimiser: dict | None = None  # its state in the checkpoint that is resumed
+    frames_given: bool = False  # by the user or a trained model: shorter utterances are left out, however many
 
     @property
     def resumed(self) -> bool:
@@ -70,6 +71,8 @@ class TrainingRun:
         found = {"fingerprint": corpus.fingerprint, "labels": labels}
         if self.resumed and found != {name: getattr(plan, name) for name in found}:
             raise SettingError(f"{plan.data}: not the speech that this run began with; it can only go on with the same")
+        if not self.resumed and not self.frames_given:
+            kind.check_lengths(corpus.split("train"), self.recipe)
         batches = kind(corpus.split("train"), self.recipe, plan.seed, self.device)
         held_out = kind(corpus.split("dev"), batches.recipe, plan.seed, self.device)
         if self.resumed and batches.extractor != plan.extractor:
@@ -131,14 +134,14 @@ def begin(args, device: torch.device) -> TrainingRun:
             raise SettingError(f"--set {wrong[0]}: comes with the model of --init; leave it out")
         before = content.get("plan", {}).get("recipe")
         recipe = kind_of(type(model)).for_model(recipe, model, stft, before)
-    if recipe.extractor:
-        recipe = replace(recipe, extractor=str(Path(recipe.extractor).expanduser().absolute()))
+    if (extractor := Path(recipe.extractor).expanduser()).is_dir() and recipe.extractor:  # else a model that ships
+        recipe = replace(recipe, extractor=str(extractor.absolute()))
     folder = args.run or checkpoint.RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{recipe_name}"
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
     data = absolute("built-in" if args.data is None else args.data)
     plan = Plan(name, recipe_name, data, seed, args.precision or "fp32", str(args.init or ""))
-    return TrainingRun(folder, plan, model, recipe, device)
+    return TrainingRun(folder, plan, model, recipe, device, frames_given="frames" in given or bool(args.init))
 
 
 def resume(args, device: torch.device) -> TrainingRun:

@@ -101,13 +101,19 @@ class FeatureSegments(Batches):
             raise SettingError(f"shift={recipe.shift}: expected at most frames={recipe.frames}, else frames are lost")
 
     @classmethod
+    def check_lengths(cls, corpus: Corpus, recipe: Recipe) -> None:
+        super().check_lengths(of_domain(corpus, recipe), recipe)
+
+    @classmethod
     def for_model(cls, recipe, model, stft, before) -> Recipe:
         return replace(recipe, features=before["features"], frames=model.config.frames)
 
 
+def of_domain(corpus: Corpus, recipe: Recipe) -> Corpus:
+    return replace(corpus, utterances=tuple(corpus.utterances[i] for i in members(corpus, recipe.domain)))
+
+
 def feature_segments(corpus: Corpus, recipe: Recipe, shift: int = 0) -> Windows:
     """The segments of every utterance in the recipe's domain, `shift` frames apart (the recipe's if 0)."""
-    stft = audio.FEATURE_STFT
-    if recipe.domain:
-        corpus = replace(corpus, utterances=tuple(corpus.utterances[i] for i in members(corpus, recipe.domain)))
+    stft, corpus = audio.FEATURE_STFT, of_domain(corpus, recipe)
     return Windows(corpus, stft.samples(recipe.frames), (shift or recipe.shift) * stft.hop, recipe.trim)

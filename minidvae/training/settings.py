@@ -35,9 +35,10 @@ def overrides(pairs: list[str]) -> dict[str, str]:
     return given
 
 
-def check_numbers(settings: dict, positive=(), not_negative=()) -> None:
+def check_numbers(settings: dict, positive=(), not_negative=(), finite=()) -> None:
     """Raises SettingError for the first number, or number in a tuple, that is out of range or not finite."""
-    for names, least, expected in ((positive, 1e-30, "greater than 0"), (not_negative, 0, "at least 0")):
+    ranges = (positive, 1e-30, "greater than 0"), (not_negative, 0, "at least 0"), (finite, -math.inf, "that is finite")
+    for names, least, expected in ranges:
         for name in names:
             values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
             if not all(math.isfinite(value) and value >= least for value in values):
@@ -57,12 +58,15 @@ class Recipe:
     frames: int = 150  # T, length of a training sequence or segment; of the piece of an utterance at each step
     shift: int = 20  # from one segment to the next, frames
     trim: bool = True  # without leading and trailing silence
+    speed: tuple[float, ...] = (1.0, 1.0)  # augmented crops of DVAEs: slowest and fastest, in multiples of 1/20
+    gain: tuple[float, ...] = (0.0, 0.0)  # augmented crops of DVAEs: softest and loudest, dB
+    equaliser: float = 0.0  # augmented crops of DVAEs: standard deviation of the cosines of a filter's curve, dB
     batch: int = 32
     steps: int = 0  # length of training; 0: as many as `epochs` take
     epochs: int = 0
     report: int = 0  # steps between two reports (development loss, log line, checkpoint); 0: one epoch
     patience: int = 0  # stop after so many reports without a better development loss; 0: never
-    optimiser: str = "adamw"  # or adam
+    optimiser: str = "adamw"  # or adam, muon (training/muon.py)
     learning_rate: float = 1e-3
     warmup: int = 0  # steps of linear rise to it
     schedule: str = "constant"  # or cosine: down to final_learning_rate at the last step
@@ -71,7 +75,10 @@ class Recipe:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 0.0  # largest gradient norm; 0: no clipping
-    own_past: tuple[float, ...] = (0.0, 0.0)  # autoregressive models: share of own past, from first to last step
+    own_past: tuple[float, ...] = (
+        0.0,
+        0.0,
+    )  # autoregressive models: share of past that is not the true one, from first to last step
     sequences: int = 0  # FHVAE, hierarchical sampling: rows of the table, sequences drawn at once; 0: all, no drawing
     table_steps: int = 500  # optimiser steps between two draws of the table's sequences
     table_rate: float = 1.0  # FHVAE: learning rate of the table of s-vectors, relative to that of all else
@@ -82,8 +89,8 @@ class Recipe:
         not_negative = (
             "steps epochs report patience warmup final_learning_rate weight_decay clip sequences delay".split()
         )
-        check_numbers(vars(self), positive, not_negative)
-        known("optimiser", self.optimiser, ("adam", "adamw"))
+        check_numbers(vars(self), positive, [*not_negative, "equaliser"])
+        known("optimiser", self.optimiser, ("adam", "adamw", "muon"))
         known("schedule", self.schedule, ("constant", "cosine"))
         known("features", self.features, FEATURES)
         known("targets", self.targets, TARGETS)
@@ -94,6 +101,12 @@ class Recipe:
             values = getattr(self, name)
             if len(values) != 2 or not all(0 <= v < 1 or (v == 1 and limits[-1] == "]") for v in values):
                 raise SettingError(f"{name}={values}: expected two numbers in {limits}")
+        for name, (least, most) in {"speed": (0.5, 2.0), "gain": (-60.0, 60.0)}.items():
+            values = getattr(self, name)
+            if len(values) != 2 or not least <= values[0] <= values[1] <= most:
+                raise SettingError(f"{name}={values}: expected the lowest and the highest, from {least:g} to {most:g}")
+        if any(abs(20 * speed - round(20 * speed)) > 1e-9 for speed in self.speed):
+            raise SettingError(f"speed={self.speed}: expected multiples of 0.05")
         if not self.steps and not self.epochs:
             raise SettingError("steps=0, epochs=0: one of them says how long to train")
         if self.window % 2 or self.hop > self.window // 2:

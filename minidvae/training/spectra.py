@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..data.corpus import Corpus
-from ..data.crops import RandomCrops, consecutive_crops
+from ..data.crops import Augmentation, RandomCrops, consecutive_crops
 from ..models.base import DVAE
 from .batches import Batches
 from .features import stft_of
@@ -20,12 +20,13 @@ class Spectra(Batches):
     """Batches are power spectra (batch, frames, bins)."""
 
     models = DVAE
-    settings = ("window", "hop", "own_past", "trim")
+    settings = ("window", "hop", "own_past", "trim", "speed", "gain", "equaliser")
 
     def __init__(self, corpus: Corpus, recipe: Recipe, seed: int, device: torch.device):
         self.stft = stft_of(recipe)
         self.samples = self.stft.samples(recipe.frames)
-        self.crops = RandomCrops(corpus, self.samples, recipe.batch, seed, recipe.trim)
+        augmentation = Augmentation(recipe.speed, recipe.gain, recipe.equaliser)
+        self.crops = RandomCrops(corpus, self.samples, recipe.batch, seed, recipe.trim, augmentation)
         super().__init__(corpus, recipe, seed, device, self.crops.sequences // recipe.batch, self.crops.skipped)
 
     def sample(self) -> Tensor:

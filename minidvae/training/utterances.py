@@ -154,6 +154,10 @@ class Utterances(Batches):
             raise SettingError(f"{min(idle)}={given[min(idle)]}: is for targets=frames, not {recipe.targets}")
 
     @classmethod
+    def check_lengths(cls, corpus, recipe) -> None:
+        """Utterances of every length are read to their end."""
+
+    @classmethod
     def for_model(cls, recipe, model, stft, before) -> Recipe:
         kept = ("features", "extractor", "latent", "targets", "delay")
         return replace(recipe, **{name: before[name] for name in kept})

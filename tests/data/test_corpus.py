@@ -16,7 +16,7 @@ from scipy.stats import chi2
 
 from minidvae.data import audio, synthetic
 from minidvae.data.corpus import Corpus, CorpusError, Utterance, absolute, load_corpus
-from minidvae.data.crops import RandomCrops, consecutive_crops
+from minidvae.data.crops import Augmentation, RandomCrops, consecutive_crops
 from minidvae.data.packing import CONDITIONS
 
 RATE = 16000
@@ -271,11 +271,11 @@ def test_wrong_manifest(rows, message, tmp_path, load):
     assert str(raised.value).startswith(str(tmp_path / "speech.tsv")) and "\n" not in str(raised.value)
 
 
-def test_sound_file_as_manifest(tmp_path, load):
-    """--data with a sound file ends in a traceback."""
-    write(tmp_path / "a.wav")
-    with pytest.raises(CorpusError, match="a manifest has a header"):
-        load(tmp_path / "a.wav")
+def test_a_sound_file_is_a_corpus(tmp_path, load):
+    """One utterance, named after the file, whose speaker is its folder; none is held back unsaid."""
+    write(tmp_path / "anna" / "a.WAV")
+    corpus = load(tmp_path / "anna" / "a.WAV")
+    assert [(u.name, u.speaker) for u in corpus.utterances] == [("a", "anna")] and corpus.drawn
 
 
 # ---- what waveforms are, and bad input --------------------------------------------------------------------
@@ -646,6 +646,69 @@ def test_crops_depend_on_seed_and_step_only(ramp):
     assert len({tuple(batch.flatten().tolist()) for batch in straight}) == 20
     assert not torch.equal(RandomCrops(ramp, 10, 16, seed=2)(0), straight[0])
     assert straight[0].dtype == torch.float32 and straight[0].shape == (16, 10)
+
+
+@pytest.fixture
+def tone(tmp_path):
+    """Two utterances: a second of 1 kHz with digital silence after it, and one of 0.2 s without."""
+    wave = 16384 * np.sin(2 * np.pi * 1000 / RATE * np.arange(RATE)) * (np.arange(RATE) < 0.8 * RATE)
+    packed = np.memmap(tmp_path / "tone", dtype=np.int16, mode="w+", shape=(RATE + RATE // 5,))
+    packed[:] = np.round(np.concatenate([wave, wave[: RATE // 5]]))
+    utterances = Utterance("a", "s", "train", 0, RATE, (0, RATE)), Utterance("b", "s", "train", RATE, 3200, (0, 3200))
+    return Corpus("tone", "folder", utterances, packed)
+
+
+@pytest.mark.parametrize("speed", [0.85, 1.0, 1.2])
+def test_speed_moves_the_pitch_and_gain_the_level(speed, tone):
+    """A crop that is played faster has another pitch than that, is no longer full, or is louder than it should be."""
+
+    def pitch(crop: torch.Tensor) -> int:
+        return int(torch.fft.rfft(crop * torch.hann_window(len(crop)), n=RATE).abs().argmax())
+
+    augmentation = Augmentation((speed, speed), (-6.0, -6.0))
+    crops = RandomCrops(tone, 3200, 64, augmentation=augmentation)(0)
+    assert crops.shape == (64, 3200) and crops.dtype == torch.float32
+    assert torch.equal(crops, torch.round(crops * 32767) / 32767)
+    loud = [crop[320:2880] for crop in crops if crop[-400:].abs().max() > 0.2]  # not those that end in the silence
+    assert len(loud) > 32
+    for crop in loud:
+        assert abs(pitch(crop) - 1000 * speed) <= 1
+        assert crop.abs().max() == pytest.approx(0.5 * 10 ** (-6 / 20), rel=0.02)
+    assert not crops[:, -1600:][crops[:, -1700:].abs().amax(1) < 0.01].any()  # what is silent is digitally silent
+    short = RandomCrops(replace(tone, utterances=tone.utterances[1:]), 3200, 4, augmentation=augmentation)(0)
+    assert pitch(short[0]) == pytest.approx(1000 * min(speed, 1), abs=4)  # there is no more of it to be played faster
+
+
+def test_the_equaliser_is_four_cosines_over_log_frequency(tmp_path):
+    """A crop's gain is not smooth in frequency, has another size than asked for, or moves the whole level."""
+    packed = np.memmap(tmp_path / "clicks", dtype=np.int16, mode="w+", shape=(16_384,))
+    packed[8_192] = 8_000  # its spectrum is flat
+    corpus = Corpus("click", "folder", (Utterance("a", "s", "train", 0, 16_384, (0, 16_384)),), packed)
+    crops = torch.cat([RandomCrops(corpus, 16_384, 64, augmentation=Augmentation(equaliser=3.0))(k) for k in range(4)])
+    gains = 20 * torch.log10(torch.fft.rfft(crops).abs() * 32_767 / 8_000)  # dB, (256, frequencies)
+    hertz = torch.linspace(0, RATE / 2, gains.shape[1])
+    place = torch.log(1 + hertz / 100) / np.log(1 + RATE / 200)
+    basis = torch.stack([torch.cos(k * torch.pi * place) for k in range(5)], dim=1)
+    amplitudes = torch.linalg.lstsq(basis, gains.T).solution  # (5, 256), the first of the level
+    assert (basis @ amplitudes - gains.T).abs().median() < 0.3  # what rounding to 16 bits leaves
+    assert amplitudes[0].abs().median() < 0.1
+    assert amplitudes[1:].std(1).numpy() == pytest.approx(4 * [3.0], rel=0.2)
+
+
+def test_augmented_crops_depend_on_seed_and_step_only(tone):
+    """A resumed run hears other voices, or all crops of a batch have one speed."""
+    augmentation = Augmentation((0.8, 1.25), (-6.0, 6.0), equaliser=0.01)
+    straight = [RandomCrops(tone, 3200, 8, 1, augmentation=augmentation)(step) for step in range(6)]
+    crops = RandomCrops(tone, 3200, 8, 1, augmentation=augmentation)
+    crops(2)
+    assert all(torch.equal(crops(step), straight[step]) for step in (4, 5))
+    alike = Augmentation((0.8, 1.25))
+    pitches = [
+        torch.fft.rfft(crop, n=RATE).abs().argmax() for crop in RandomCrops(tone, 3200, 32, 1, augmentation=alike)(0)
+    ]
+    assert len({int(pitch) // 40 for pitch in pitches}) > 5
+    peaks = {round(20 * np.log10(crop.abs().max().item()), 1) for batch in straight for crop in batch if crop.any()}
+    assert len(peaks) > 20 and min(peaks) > -12.2 and max(peaks) < 0.3
 
 
 def test_consecutive_crops_cover(ramp):

@@ -200,19 +200,42 @@ def test_statistics_start_the_output_at_mean_power():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_training_on_the_own_past(bf16):
-    """With own_past = 1 the past is the model's own, without gradient through it; every weight still learns,
-    also under autocast, whose cache of cast weights must not outlive the passes without gradient."""
+    """With own_past = 1 no past is the true one, and there is no gradient through it; every weight still learns, also
+    under autocast, whose cache of cast weights must not outlive the pass without gradient."""
     model, x = small("light_dvae").float(), spectrum().float()
     noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2))
     forced = model(x, noise).log_variance
     model.own_past = 1.0
     own = model(x, noise).log_variance
-    assert torch.equal(own[:, 0], forced[:, 0]) and not torch.equal(own[:, 1], forced[:, 1])
+    assert torch.equal(own[:, 0], forced[:, 0]) and (own[:, 1:] != forced[:, 1:]).any(-1).all()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = model.loss(x, noise)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+def test_the_past_of_training_is_wrong():
+    """A share of the sequences has the past of others, from silent to twice as loud, every second one decoded."""
+    model, x = small("light_dvae", input_scale="root"), spectrum(batch=8)
+    model.fit_statistics(x)
+    noise_z, w = model.draw_noise(8, 7, torch.Generator().manual_seed(2))
+    x_past, positions = past(model.input_scale(x)), model.positions(7)
+    model.own_past = 0.75
+    torch.manual_seed(3)
+    wrong = model.replace_past(x_past, noise_z, w, positions)
+    assert torch.equal(wrong[6:], x_past[6:]) and not wrong[:, 0].any()
+    silence = model.input_scale(torch.zeros_like(x[:1, :1]))
+    level = (wrong - silence)[:6, 1:] / (x_past.roll(1, 0) - silence)[:6, 1:]
+    for row in (1, 3, 5):  # one level for the whole sequence
+        torch.testing.assert_close(level[row], level[row].mean().expand_as(level[row]))
+        assert 0 <= level[row].mean() <= 2
+    torch.manual_seed(3)
+    levels = 2 * torch.rand(6, 1, 1).to(x)
+    start = silence + levels * (x_past.roll(1, 0)[:6] - silence)
+    start[:, 0] = 0
+    decoded = past(model.feed_back(model.likelihood(noise_z[:6], w[:6], start, positions)))
+    torch.testing.assert_close(wrong[:6:2], decoded[::2])
 
 
 def test_position_offset_only_moves_training():

@@ -100,8 +100,10 @@ def test_training_learns(speech):
 
 
 def test_interrupted_run_resumes_bit_for_bit(speech):
-    """Killed in the middle of a report and resumed, a run must log what an uninterrupted one logs."""
-    settings = ["--steps", "24", "--set", *TINY, "position_offset=50"]
+    """Killed in the middle of a report and resumed, a run must log what an uninterrupted one logs: with both states of
+    the optimiser, augmented crops and positions."""
+    settings = ["--steps", "24", "--set", *TINY[1:], "width=64", "position_offset=50", "optimiser=muon"]
+    settings += ["speed=0.85,1.2", "gain=-6,0"]
     assert train(speech, *settings, run="whole") == 0
     command = [sys.executable, ROOT / "train.py", "--model", "light_dvae", "--recipe", "quick", "--run", "cut"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -127,6 +129,36 @@ def test_resuming_after_a_kill_between_reports(speech):
     Path("run/last.pt").write_bytes(kept)  # killed after the log was written and before the checkpoint was
     assert call(train_script, "--resume", "--run", "run", "--steps", 12) == 0
     assert log("run") == whole
+
+
+def test_short_utterances_are_not_left_out_unsaid(speech, capsys):
+    """Where most utterances are shorter than one sequence, training on the rest is no default: --set says so."""
+    Path("digits/train/anna").mkdir(parents=True)
+    Path("digits/dev/anna").mkdir(parents=True)
+    waveform, rate = soundfile.read(min(speech.rglob("*.wav")))
+    for split, seconds in (("train", 0.5), ("train", 0.45), ("train", 0.4), ("train", 1.5), ("dev", 1.5)):
+        soundfile.write(f"digits/{split}/anna/{seconds}.wav", waveform[: int(seconds * rate)], rate)
+    arguments = ["--steps", 1, "--set", "trim=false", "batch=2"]
+    assert train("digits", *arguments) == 2
+    error = capsys.readouterr().err
+    assert "3 of 4 utterances are shorter" in error and "50 frames" in error and "\n" not in error.strip()
+    fitting = re.search(r"--set (frames=\d+)", error)[1]
+    assert not Path("run").exists()
+    assert fitting == f"frames={1 + (6_400 - 1_024) // 256}"
+    assert train("digits", *arguments, fitting) == 0 and "not used" not in capsys.readouterr().out
+    assert train("digits", *arguments, "frames=50", run="asked") == 0
+    assert "3 utterances are shorter" in capsys.readouterr().out
+
+
+def test_automatic_precision_is_resolved_once(speech, monkeypatch):
+    """A run that began in bfloat16 goes on in it, whatever the chip that it goes on on has instructions for."""
+    for there, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(train_script, "has_bf16", lambda _, there=there: there)
+        arguments = ["--steps", 1, "--precision", "auto", "--set", "frames=20", "batch=2"]
+        assert train(speech, *arguments, run=expected, model="vae") == 0
+        assert json.loads(Path(expected, "config.json").read_text())["precision"] == expected
+    assert call(train_script, "--resume", "--run", "bf16", "--steps", 2) == 0
+    assert torch.load("bf16/last.pt")["plan"]["precision"] == "bf16"
 
 
 def test_early_stopping(speech):
@@ -229,6 +261,9 @@ BAD = {  # arguments of train.py: what the one line must say
     ("--model", "vae", "--set", "batch=0"): "greater than 0",
     ("--model", "vae", "--set", "window=1023"): "even",
     ("--model", "vae", "--set", "own_past=2,3"): "[0, 1]",
+    ("--model", "vae", "--set", "speed=1.2,0.8"): "lowest",
+    ("--model", "vae", "--set", "gain=nan,0"): "lowest",
+    ("--model", "light_dvae", "--set", "z_log_variance=inf"): "finite",
     ("--model", "vae", "--set", "epochs=2", "steps=3"): "epochs",
     ("--model", "vae", "--set", "batch=2", "--set", "batch=3"): "twice",
     ("--model", "vae", "--set", "hidden=8,,4"): "64,32",

@@ -1,7 +1,6 @@
 """Corpora: layouts, manifests, bad input, the packed cache, random and consecutive crops."""
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -488,20 +487,6 @@ def test_built_in(load, monkeypatch, tmp_path):
     assert load.notes == []
     monkeypatch.setattr(synthetic, "generate", forbid)
     assert load("built-in").utterances == corpus.utterances
-
-
-def test_caches_of_before(tmp_path, load):
-    """The built-in corpus as version 0.1 packed it is not opened, but packed again."""
-    folder = tmp_path / "cache/11980cf9228f27f7158ea525"
-    folder.mkdir(parents=True)
-    (folder / "waveforms.int16").write_bytes(np.arange(5, dtype="<i2").tobytes())
-    utterance = {"name": "u", "speaker": "s", "split": "train", "start": 1, "length": 4, "trim": [1, 3], "text": ""}
-    utterance |= {"phones": [[0, 4, "sil"]], "sex": "F", "condition": "clean"}
-    index = {"layout": "built-in", "notes": ["a note"], "samples": 5, "utterances": [utterance]}
-    (folder / "index.json").write_text(json.dumps(index))
-    corpus = load("built-in")
-    assert corpus.utterances[0].phones == ((0, 4, "sil"),) and load.notes == ["a note"]
-    assert np.array_equal(np.round(corpus.waveform(0) * 32767), [2, 3])
 
 
 # ---- conditions -------------------------------------------------------------------------------------------

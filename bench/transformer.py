@@ -42,10 +42,9 @@ def flops(model: LigHTDVAE, x: torch.Tensor) -> float:
         nonlocal total
         total += (2 + inputs[0].requires_grad) * 2 * inputs[0].numel() * layer.out_features
 
-    def attention(_, inputs: tuple, output: torch.Tensor) -> None:
+    def attention(layer: Attention, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal total
-        _, source, causal = inputs[:3]
-        total += 3 * 2 * 2 * output.numel() * source.shape[1] // (1 + causal)
+        total += 3 * 2 * 2 * output.numel() * inputs[1].shape[1] // (1 + layer.causal)
 
     hooks = [layer.register_forward_hook(linear) for layer in model.modules() if isinstance(layer, nn.Linear)]
     hooks += [layer.register_forward_hook(attention) for layer in model.modules() if isinstance(layer, Attention)]
@@ -102,7 +101,7 @@ def resynthesis(name: str, device: torch.device) -> dict:
             list(model.resynthesise_each(spectra, "generation", [noises[i] for i in group]))
 
     at_thirty, more, times = math.ceil(30 / frame), 100, []
-    (z, w), positions = model.draw_noise(1, at_thirty + more), model.positions(at_thirty + more)
+    z, w = model.draw_noise(1, at_thirty + more)
 
     def draw(t: int, *_) -> torch.Tensor:
         synchronise(device)
@@ -110,7 +109,7 @@ def resynthesis(name: str, device: torch.device) -> dict:
         return z[:, t : t + 1]
 
     with torch.no_grad():
-        model.unroll(w, positions, draw)
+        model.unroll(w, z.shape[1], draw)
     steps = torch.tensor(times, dtype=torch.float64).diff()
     row = {"model": name, "utterances": len(lengths)}
     row["× real time"] = f"{sum(lengths) * frame / seconds(decode_all, device):.1f}"

@@ -61,17 +61,17 @@ def divergences(model: LigHTDVAE, stft: STFT, frames: int, test: Corpus) -> dict
     other = [random.choice(some if len(some) else len(speakers)) for some in others]
     x = stft.power(pieces[numbers].to(model.output.weight.device))
     torch.manual_seed(0)
-    inputs, positions, _, w, _, z = model.infer(x, None)
-    x_past = past(inputs)
+    inputs, _, w, _, z = model.infer(x, None)
+    x_past, times = past(inputs), model.times(frames)
     log_variances = (
-        model.likelihood(z, w, x_past, positions),
-        model.decode(z, w, positions),
-        model.likelihood(z, w, x_past[other], positions),
-        model.likelihood(z[other], w, x_past, positions),
-        model.likelihood(z, w[other], x_past, positions),
+        model.likelihood(z, w, x_past, times),
+        model.decode(z, w),
+        model.likelihood(z, w, x_past[other], times),
+        model.likelihood(z[other], w, x_past, times),
+        model.likelihood(z, w[other], x_past, times),
     )
     medians = [is_divergence(x, log_variance).median().item() for log_variance in log_variances]
-    return dict(zip(GIVEN, medians, strict=True)) | {FIRST: weight_on_first(model, z, w, x_past, positions)}
+    return dict(zip(GIVEN, medians, strict=True)) | {FIRST: weight_on_first(model, z, w, x_past, times)}
 
 
 def weight_on_first(model: LigHTDVAE, *given: torch.Tensor) -> float:
@@ -80,7 +80,7 @@ def weight_on_first(model: LigHTDVAE, *given: torch.Tensor) -> float:
     weights = []
 
     def weigh(attention: Attention, streams: tuple, _) -> None:
-        queries, keys, _ = attention.project(*streams[:2])
+        queries, keys, _ = attention.project(*streams[:3])
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
         later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
         first = scores.masked_fill(later, -math.inf).softmax(-1)[..., 0]

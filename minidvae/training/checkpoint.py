@@ -37,6 +37,7 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
     if not isinstance(content, dict) or content.get("format") != "minidvae":
         raise CheckpointError(f"{path}: not a checkpoint of minidvae; expected a file that train.py wrote")
     try:
+        content["config"].pop("position_offset", None)  # of 0.2, which moved positions in training
         model = build_model(content["model"], **content["config"]).to(device)
         check_parameters(model.state_dict(), content["parameters"], f"{path}: ")
         model.load_state_dict(content["parameters"])

@@ -15,11 +15,11 @@ RVAE_ORIGINAL = dict(x_hidden=(), z_hidden=(), posterior_hidden=(), decoder_z_hi
 
 # HiT-DVAE and LigHT-DVAE in `light2023`; the size of the network for w is not given in the paper, it follows from
 # the number of parameters that is.
-HIT2023 = dict(latent=16, w_latent=32, beta_z=0.01, beta_w=0.01, input_scale="power", position_offset=0)
+HIT2023 = dict(latent=16, w_latent=32, beta_z=0.01, beta_w=0.01, input_scale="power")
 HIT2023 |= dict(width=256, heads=1, feedforward=1024, layers=4, w_embedding=256, w_hidden=512, w_layers=2)
 
-# and in `quick`. With one head a frame meets one mean of the others; four see the frames around it one by one.
-SMALL = dict(input_scale="root", position_offset=2000, width=128, heads=4, feedforward=512, layers=1)
+# and in `quick`. Frames overlap by three quarters: the clock of z has 4 phases.
+SMALL = dict(input_scale="root", context=50, phases=4, width=128, heads=8, feedforward=512, layers=1)
 SMALL |= dict(w_embedding=32, w_hidden=32, w_layers=1, z_log_variance=-5.0)
 AUGMENTED = dict(speed=(0.85, 1.2), gain=(-6.0, 0.0))
 SMALL |= dict(optimiser="muon", learning_rate=3e-3, warmup=100, steps=2_300, report=230) | AUGMENTED
@@ -93,7 +93,7 @@ RECIPES = {
 # `quick` with more steps, for an hour of two CPU cores at most, and with more kinds of voices and microphones.
 HOUR = {name: dict(steps=16_000) for name in RECURRENT}
 HOUR |= {"vae": dict(steps=20_000), "fhvae": dict(steps=6_000, z1_latent=32, z2_latent=32, features="log_magnitude")}
-HOUR |= {name: dict(steps=16_000, report=1_000, warmup=200) for name in ("hit_dvae", "light_dvae")}
+HOUR |= {name: dict(steps=24_000, report=1_000, warmup=200) for name in ("hit_dvae", "light_dvae")}
 RECIPES["cpu_hour"] = dataclasses.replace(
     RECIPES["quick"],
     **dict(report=1_000, equaliser=4.0) | AUGMENTED,
@@ -127,6 +127,6 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
     kind.check(model, settings, config, overrides)
     config |= {name: value for name, value in kind.derived(settings).items() if name in config}
     numbers = {name for name, kind in config_fields.items() if kind not in (str, bool)}
-    may_be_zero, any_sign = {"beta_z", "beta_w", "beta", "alpha", "position_offset", "projection"}, {"z_log_variance"}
+    may_be_zero, any_sign = {"beta_z", "beta_w", "beta", "alpha", "context", "projection"}, {"z_log_variance"}
     check_numbers(config, numbers - may_be_zero - any_sign, numbers & may_be_zero, numbers & any_sign)
     return settings, config

@@ -5,13 +5,15 @@ import torch
 
 from minidvae.models import build_model
 from minidvae.models.base import InputScale, past
+from minidvae.models.light_dvae import VARIANTS
 
 SMALL = {"bins": 9, "latent": 3, "w_latent": 4, "width": 16, "feedforward": 32, "layers": 2} | {
     "w_embedding": 8,
     "w_hidden": 8,
     "w_layers": 1,
 }
-TRANSFORMERS = [(name, variant) for name in ("hit_dvae", "light_dvae") for variant in ("plain", "inv_s", "inv_s_nr")]
+TRANSFORMERS = [(name, {"variant": variant}) for name in ("hit_dvae", "light_dvae") for variant in VARIANTS]
+TRANSFORMERS += [(name, {"context": 5, "phases": 2, "heads": 2}) for name in ("hit_dvae", "light_dvae")]
 
 
 def small(name: str, **config) -> torch.nn.Module:
@@ -36,23 +38,23 @@ def moved(before: torch.Tensor, after: torch.Tensor) -> list[int]:
     return (before != after).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize(("name", "variant"), TRANSFORMERS)
+@pytest.mark.parametrize(("name", "config"), TRANSFORMERS)
 @pytest.mark.parametrize("frame", [0, 3, 6])
-def test_causality_of_every_role(name, variant, frame):
+def test_causality_of_every_role(name, config, frame):
     """A frame of x, z or w that reached an output it must not reach, or failed to reach one it must, shows here."""
-    model = small(name, variant=variant)
+    model = small(name, **config)
     x, frames = spectrum(), 7
-    positions, everything = model.positions(frames), list(range(frames))
+    times, everything = torch.arange(frames), list(range(frames))
     noise = model.draw_noise(2, frames, torch.Generator().manual_seed(2))
     output = model(x, noise)
     z, w = output.z, output.w
 
     def outputs(x, z, w):
         x_past = past(model.input_scale(x))
-        prior = model.prior(past(z), w, x_past, positions)
-        q_z = model.infer_z(model.input_scale(x), w, positions)
+        prior = model.prior(past(z), w, x_past, times)
+        q_z = model.infer_z(model.input_scale(x), w)
         return {
-            "likelihood": model.likelihood(z, w, x_past, positions),
+            "likelihood": model.likelihood(z, w, x_past, times),
             "prior": torch.cat(prior, -1),
             "q_z": torch.cat(q_z, -1),
         }
@@ -88,32 +90,33 @@ def test_vae_frames_are_independent():
     assert moved(model(x, noise).log_variance, model(changed, noise).log_variance) == [3]
 
 
-@pytest.mark.parametrize(("name", "variant"), TRANSFORMERS)
-def test_cached_generation_equals_recomputation(name, variant):
+@pytest.mark.parametrize(("name", "config"), TRANSFORMERS)
+def test_cached_generation_equals_recomputation(name, config):
     """The cached decoder must give what recomputing the whole past at each frame gives."""
-    model, x = small(name, variant=variant), spectrum(frames=12)
+    model, x = small(name, **config), spectrum(frames=12)
     noise = model.draw_noise(2, 12, torch.Generator().manual_seed(2))
     generated = model.resynthesise(x, "generation", noise)
     output = model(x, noise)
     own = torch.zeros_like(x)
     for t in range(12):
-        log_variance = model.likelihood(output.z, output.w, past(own), model.positions(12))
+        log_variance = model.likelihood(output.z, output.w, past(own), torch.arange(12))
         assert torch.allclose(log_variance[:, t], generated[:, t], rtol=0, atol=1e-10)
         own = model.feed_back(log_variance)
 
 
-def test_samples_follow_prior_and_likelihood():
+@pytest.mark.parametrize("config", [{}, {"context": 4, "phases": 3}])
+def test_samples_follow_prior_and_likelihood(config):
     """A sample must be a fixed point: its own z and x through prior and likelihood give its own frames again."""
-    model = small("light_dvae")
+    model = small("light_dvae", **config)
     drawn = []
     prior = model.prior
     model.prior = lambda *arguments, **options: drawn.append(prior(*arguments, **options)) or drawn[-1]
     log_variance = model.sample(2, 6, torch.Generator().manual_seed(3))
     noise_z, w = model.draw_noise(2, 6, torch.Generator().manual_seed(3))
     z = torch.cat([p.sample(noise_z[:, t : t + 1]) for t, p in enumerate(drawn)], 1)
-    x_past, positions = past(model.feed_back(log_variance)), model.positions(6)
-    assert torch.allclose(prior(past(z), w, x_past, positions).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10)
-    assert torch.allclose(model.likelihood(z, w, x_past, positions), log_variance, atol=1e-10)
+    x_past, times = past(model.feed_back(log_variance)), torch.arange(6)
+    assert torch.allclose(prior(past(z), w, x_past, times).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10)
+    assert torch.allclose(model.likelihood(z, w, x_past, times), log_variance, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae"])
@@ -220,10 +223,10 @@ def test_the_past_of_training_is_wrong():
     model, x = small("light_dvae", input_scale="root"), spectrum(batch=8)
     model.fit_statistics(x)
     noise_z, w = model.draw_noise(8, 7, torch.Generator().manual_seed(2))
-    x_past, positions = past(model.input_scale(x)), model.positions(7)
+    x_past = past(model.input_scale(x))
     model.own_past = 0.75
     torch.manual_seed(3)
-    wrong = model.replace_past(x_past, noise_z, w, positions)
+    wrong = model.replace_past(x_past, noise_z, w)
     assert torch.equal(wrong[6:], x_past[6:]) and not wrong[:, 0].any()
     silence = model.input_scale(torch.zeros_like(x[:1, :1]))
     level = (wrong - silence)[:6, 1:] / (x_past.roll(1, 0) - silence)[:6, 1:]
@@ -234,32 +237,8 @@ def test_the_past_of_training_is_wrong():
     levels = 2 * torch.rand(6, 1, 1).to(x)
     start = silence + levels * (x_past.roll(1, 0)[:6] - silence)
     start[:, 0] = 0
-    decoded = past(model.feed_back(model.likelihood(noise_z[:6], w[:6], start, positions)))
+    decoded = past(model.feed_back(model.likelihood(noise_z[:6], w[:6], start, torch.arange(7))))
     torch.testing.assert_close(wrong[:6:2], decoded[::2])
-
-
-def test_position_offset_only_moves_training():
-    model = small("light_dvae", position_offset=500)
-    assert torch.equal(model.positions(5), small("light_dvae").positions(5))
-    first = model.positions(1)[0]
-    model.train()
-    assert any(not torch.equal(model.positions(1)[0], first) for _ in range(5))
-    assert torch.allclose(first[0::2], torch.zeros(8, dtype=first.dtype))  # sin 0
-    assert torch.allclose(first[1::2], torch.ones(8, dtype=first.dtype))  # cos 0
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_one_offset_for_a_whole_sequence(training):
-    """Encoder, prior and likelihood must agree on where the sequence starts, also when a model in training is asked."""
-    model, x = small("light_dvae", position_offset=500).train(training), spectrum()
-    noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2))
-    offsets = []
-    positions = model.positions
-    model.positions = lambda frames: offsets.append(frames) or positions(frames)
-    for use in (model, lambda x, noise: model.resynthesise(x, "generation", noise), lambda x, _: model.sample(2, 5)):
-        offsets.clear()
-        use(x, noise)
-        assert len(offsets) == 1
 
 
 def test_unknown_names_are_refused():

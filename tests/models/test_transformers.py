@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from minidvae.models import build_model
 from minidvae.models.base import past
-from minidvae.models.light_dvae import Attention
+from minidvae.models.light_dvae import Attention, LigHTConfig
 from minidvae.models.segments import SegmentBatch
 
 SIZES = {"width": 16, "feedforward": 32, "layers": 2, "w_embedding": 8, "w_hidden": 8, "w_layers": 2}
@@ -20,11 +21,17 @@ def small(name="light_dvae", **config) -> torch.nn.Module:
     return build_model(name, **(SMALL | config)).eval()
 
 
-@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae", "vae"])
+RELATIVE = {"context": 4, "phases": 2, "heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("vae", {"bins": 9, "latent": 3, "hidden": (8,)})]
+    + [(name, SMALL | more) for name in ("hit_dvae", "light_dvae") for more in ({}, RELATIVE)],
+)
 @pytest.mark.parametrize("mode", ["generation", "teacher_forcing"])
-def test_a_batch_of_utterances_is_each_by_itself(name, mode):
+def test_a_batch_of_utterances_is_each_by_itself(name, settings, mode):
     """Fails where padding reaches w, the encoder's attention or another utterance."""
-    settings = {"bins": 9, "latent": 3, "hidden": (8,)} if name == "vae" else SMALL
     torch.manual_seed(0)
     model = build_model(name, **settings).eval()
     spectra = [torch.rand(length, 9) * 4 for length in (5, 12, 1, 9, 12)]
@@ -35,14 +42,54 @@ def test_a_batch_of_utterances_is_each_by_itself(name, mode):
         assert log_variance.shape == x.shape and (log_variance - alone).abs().max() < 1e-5
 
 
-def test_thirty_seconds_from_the_cache():
+@pytest.mark.parametrize("settings", [{}, {"context": 50, "phases": 4, "heads": 8}])
+def test_thirty_seconds_from_the_cache(settings):
     """1,875 frames, one at a time, must be what one pass over all of them gives."""
-    model, x = small(layers=1).double(), torch.rand(1, 1875, 9, dtype=torch.float64)
+    model, x = small(layers=1, **settings).double(), torch.rand(1, 1875, 9, dtype=torch.float64)
     noise = model.draw_noise(1, 1875)
     generated, output = model.resynthesise(x, "generation", noise), model(x, noise)
     own = past(model.feed_back(generated))
-    again = model.likelihood(output.z, output.w, own, model.positions(1875))
+    again = model.likelihood(output.z, output.w, own, torch.arange(1875))
     assert (again - generated).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("frames", [6, 10, 13])
+def test_attention_within_the_context(causal, frames):
+    """In pieces it must be what the whole matrix of scores gives with all out of reach, or not there, left out."""
+    attention = Attention(LigHTConfig(bins=9, width=16, heads=2, context=5), raw=False, causal=causal)
+    queries, keys, values = torch.randn(3, 2, 2, frames, 8)
+    back = torch.arange(frames)[:, None] - torch.arange(frames)
+    near = (back < 5) & (back >= 0) if causal else back.abs() < 5
+    there = torch.arange(frames) < torch.tensor([frames, frames - 4])[:, None, None, None]
+    for mask in (None, there):
+        allowed = near if mask is None else near & mask
+        expected = F.scaled_dot_product_attention(queries, keys, values, allowed)
+        found = attention.attend_within_context(queries, keys, values, mask)
+        torch.testing.assert_close(found[0], expected[0])
+        torch.testing.assert_close(found[1, :, : frames - 4], expected[1, :, : frames - 4])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_start_on_neighbours(causal):
+    """Whatever the frames hold, each head gives most of its weight to one place relative to its own."""
+    attention = Attention(LigHTConfig(bins=9, width=64, heads=4, context=20), raw=False, causal=causal)
+    queries, keys, _ = attention.project(*torch.randn(2, 3, 20, 64), torch.arange(20))
+    scores = queries @ keys.mT / 4
+    if causal:
+        scores = scores.masked_fill(torch.ones(20, 20).triu(1).bool(), float("-inf"))
+    back = [0, 1, 2, 3] if causal else [-2, -1, 0, 1]
+    assert (scores.softmax(-1)[:, range(4), 10, [10 - b for b in back]] > 0.85).all()
+
+
+def test_positions_are_relative():
+    """Frames far from both ends have the same posterior wherever the utterance was cut, but for the clock of z."""
+    model, x = small(**RELATIVE).double(), torch.rand(1, 40, 9, dtype=torch.float64)
+    w = torch.randn(1, 4, dtype=torch.float64)
+    whole = model.infer_z(x, w).mean
+    for cut in (1, 2):
+        same = torch.isclose(model.infer_z(x[:, cut:], w).mean[:, 10:-10], whole[:, 10 + cut : -10])
+        assert same.all() if cut == 2 else not same.any()
 
 
 def test_work_per_frame_does_not_grow_with_the_length():
@@ -80,9 +127,9 @@ def test_raw_power_has_finite_gradients_in_deep_stacks(name, variant):
 
 @pytest.mark.parametrize("scale", ["root", "power"])
 def test_a_compiled_training_step(scale):
-    """What torch.compile makes of a step computes the same, position offsets, own past, the LSTM and unfused attention
-    among it, and is not made anew where the share of own past changes, as it does at every step."""
-    model, x = small(input_scale=scale, layers=1, w_layers=1, position_offset=50).train(), torch.rand(4, 5, 9)
+    """What torch.compile makes of a step computes the same, the LSTM and unfused attention among it, and is not made
+    anew where the share of own past changes, as it does at every step."""
+    model, x = small(input_scale=scale, layers=1, w_layers=1, **RELATIVE).train(), torch.rand(4, 5, 9)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled, frames = torch.compile(model.loss, backend=counter), []

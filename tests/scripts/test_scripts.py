@@ -102,8 +102,8 @@ def test_training_learns(speech):
 
 def test_interrupted_run_resumes_bit_for_bit(speech):
     """Killed in the middle of a report and resumed, a run must log what an uninterrupted one logs: with both states of
-    the optimiser, augmented crops and positions."""
-    settings = ["--steps", "24", "--set", *TINY[1:], "width=64", "position_offset=50", "optimiser=muon"]
+    the optimiser and augmented crops."""
+    settings = ["--steps", "24", "--set", *TINY[1:], "width=64", "optimiser=muon"]
     settings += ["speed=0.85,1.2", "gain=-6,0"]
     assert train(speech, *settings, run="whole") == 0
     command = [sys.executable, ROOT / "train.py", "--model", "light_dvae", "--recipe", "quick", "--run", "cut"]
@@ -174,7 +174,7 @@ def test_every_setting_of_the_loop_changes_the_training(speech):
     """A flag or setting of the loop that does nothing shows as two equal logs; bf16 must stay near fp32."""
     base = ["--steps", 8, "--set", *TINY]
     changes = [[], ["optimiser=adam"], ["clip=1"], ["weight_decay=0.5"], ["own_past=0,0"], ["warmup=0"], ["beta_z=1"]]
-    changes += [["schedule=constant", "warmup=2"], ["warmup=2"], ["position_offset=9"], ["trim=false"]]
+    changes += [["schedule=constant", "warmup=2"], ["warmup=2"], ["phases=3"], ["trim=false"]]
     runs = {f"run{number}": [*base, *change] for number, change in enumerate(changes)}
     runs |= {"bf16": ["--precision", "bf16", *base], "seed": ["--seed", 1, *base]}
     results = {}
@@ -270,7 +270,7 @@ BAD = {  # arguments of train.py: what the one line must say
     ("--model", "vae", "--set", "hidden=8,,4"): "64,32",
     ("--model", "vae", "--set", "beta_z=nan"): "beta_z",
     ("--model", "vae", "--set", "latent=0"): "latent",
-    ("--model", "light_dvae", "--set", "position_offset=-1"): "position_offset",
+    ("--model", "light_dvae", "--set", "context=-1"): "context",
     ("--model", "vae", "--seed", "-1"): "--seed -1",
     ("--model", "vae", "--steps", "0"): "at least 1",
     ("--model", "vae", "--steps", "many"): "many",

@@ -20,6 +20,17 @@ def test_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
+def test_checkpoints_of_version_0_2(tmp_path):
+    """They have a setting that moved positions in training, and only there."""
+    model = build_model("light_dvae", width=16, feedforward=8, layers=1, w_embedding=8, w_hidden=8)
+    checkpoint.save(tmp_path / "x.pt", "light_dvae", model, STFT())
+    content = torch.load(tmp_path / "x.pt")
+    content["config"] = {name: content["config"][name] for name in ("width", "feedforward", "layers", "bins")}
+    content["config"] |= {"w_embedding": 8, "w_hidden": 8, "position_offset": 2000}
+    torch.save(content, tmp_path / "x.pt")
+    assert checkpoint.restore(tmp_path / "x.pt")[0].config == model.config
+
+
 def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     model = build_model("vae", hidden=(8,))
     checkpoint.save(tmp_path / "x.pt", "vae", model, STFT(), step=1)

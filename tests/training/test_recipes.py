@@ -21,7 +21,7 @@ def test_light2023_is_the_papers():
     assert recipe.learning_rate_at(15_000) == pytest.approx((5e-5 + 1e-8) / 2)
     assert recipe.learning_rate_at(25_000) == pytest.approx(1e-8)
     paper = {"bins": 513, "latent": 16, "w_latent": 32, "width": 256, "heads": 1, "feedforward": 1024, "layers": 4}
-    paper |= {"beta_z": 0.01, "beta_w": 0.01, "input_scale": "power", "position_offset": 0, "variant": "plain"}
+    paper |= {"beta_z": 0.01, "beta_w": 0.01, "input_scale": "power", "context": 0, "phases": 1, "variant": "plain"}
     assert {key: config[key] for key in paper} == paper
     for model in RECIPES["light2023"].models:
         assert resolve(model, "light2023", {})[1]["beta_z"] == 0.01

@@ -62,16 +62,16 @@ def divergences(model: LigHTDVAE, stft: STFT, frames: int, test: Corpus) -> dict
     x = stft.power(pieces[numbers].to(model.output.weight.device))
     torch.manual_seed(0)
     inputs, _, w, _, z = model.infer(x, None)
-    x_past, times = past(inputs), model.times(frames)
+    x_past, places = past(inputs), model.places(frames)
     log_variances = (
-        model.likelihood(z, w, x_past, times),
+        model.likelihood(z, w, x_past, places),
         model.decode(z, w),
-        model.likelihood(z, w, x_past[other], times),
-        model.likelihood(z[other], w, x_past, times),
-        model.likelihood(z, w[other], x_past, times),
+        model.likelihood(z, w, x_past[other], places),
+        model.likelihood(z[other], w, x_past, places),
+        model.likelihood(z, w[other], x_past, places),
     )
     medians = [is_divergence(x, log_variance).median().item() for log_variance in log_variances]
-    return dict(zip(GIVEN, medians, strict=True)) | {FIRST: weight_on_first(model, z, w, x_past, times)}
+    return dict(zip(GIVEN, medians, strict=True)) | {FIRST: weight_on_first(model, z, w, x_past, places)}
 
 
 def weight_on_first(model: LigHTDVAE, *given: torch.Tensor) -> float:

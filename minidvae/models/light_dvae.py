@@ -16,8 +16,7 @@ the inputs are shifted: x_{t−1} everywhere and z_{t−1} in the prior, zeros f
 
 Two settings are not the paper's. With `context`, attention sees so many frames, by relative positions (Su et al. 2021,
 RoFormer, section 3.2), and each head starts on one neighbour. With `phases`, the maps to and from z_t differ with
-t mod phases. Frames that overlap by three quarters say nearly the same four times over, and a code of 16 numbers that
-is the same for every frame cannot help repeating itself; one with a clock says something else each time.
+t mod phases: frames that overlap by three quarters say nearly the same, and z need not.
 """
 
 import math
@@ -53,7 +52,9 @@ class LigHTConfig(DVAEConfig):
     w_layers: int = 2
     variant: str = "plain"  # ablation: inv_s swaps the streams of the likelihood; inv_s_nr has no residual there
     z_log_variance: float = 0.0  # where the log-variance of q(z) starts: below 0, z says more from the first step on
-    context: int = 0  # frames back that attention sees, in the encoder ahead as well; 0: all, by sinusoidal positions
+    context: int = (
+        0  # frames that attention sees: a frame and those before it, in the encoder as many behind it; 0: all
+    )
     phases: int = 1  # of the clock of z
 
 
@@ -72,6 +73,43 @@ class KeysValues:
         return self.keys[:, :, : self.frames], self.values[:, :, : self.frames]
 
 
+@dataclass
+class Places:
+    """Numbers of frames (frames,) and what tells a network of them: sinusoids (frames, width), added to embeddings, or
+    turns (2, frames, half the width of a head), by which queries and keys are rotated."""
+
+    times: Tensor
+    sinusoids: Tensor | None = None
+    turns: Tensor | None = None
+
+    def each(self) -> Iterator["Places"]:
+        """Frame by frame."""
+        for t in range(len(self.times)):
+            positions = (x if x is None else x[..., t : t + 1, :] for x in (self.sinusoids, self.turns))
+            yield Places(self.times[t : t + 1], *positions)
+
+
+def sinusoids(times: Tensor, width: int) -> Tensor:
+    """Positions (frames, width) of Vaswani et al. 2017, section 3.5"""
+    rate = torch.exp(torch.arange(0, width, 2, device=times.device) * (-math.log(10_000.0) / width))
+    angle = times[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+def turns(times: Tensor, width: int, context: int) -> Tensor:
+    """Cosines and sines (2, frames, width/2) of the angles by which the pairs of a query and a key turn from frame to
+    frame, at rates that tell neighbours apart down to ones that tell all in the context apart."""
+    rate = FASTEST * context ** -torch.linspace(0, 1, width // 2, device=times.device)
+    angle = times[:, None] * rate
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """The pairs (x_k, x_{k + width/2}) of (…, frames, width), turned"""
+    (a, b), (cos, sin) = x.chunk(2, dim=-1), turns.to(x)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention from one stream (batch, frames, width) to another. Fused kernels compute the scores
     again in backward, and overflow in e^{difference} where large ones are rounded differently the second time. Power
@@ -88,88 +126,70 @@ class Attention(nn.Module):
         if self.context:
             self.start_on_neighbours()
 
-    def forward(
-        self, main: Tensor, source: Tensor, times: Tensor, cache: KeysValues | None = None, mask=None
-    ) -> Tensor:
-        """times: numbers of the frames. mask: which source frames there are, (batch, 1, 1, frames); else all."""
-        queries, keys, values = self.project(main, source, times)
+    def forward(self, main: Tensor, source: Tensor, places: Places, cache=None, mask=None) -> Tensor:
+        """cache: `KeysValues` of the frames before a single new one. mask: which source frames there are, (batch,
+        1, 1, frames); else all."""
+        queries, keys, values = self.project(main, source, places)
         with nullcontext() if self.fused or not torch.is_grad_enabled() else sdpa_kernel(SDPBackend.MATH):
             if cache is not None:  # one new frame, which may see those before it
-                keys, values = (seen[:, :, -self.context :] for seen in cache.append(keys, values))
+                keys, values = (seen[:, :, -self.context :] for seen in cache.append(keys, values))  # of 0: all
                 attended = F.scaled_dot_product_attention(queries, keys, values)
-            elif self.context and len(times) > self.context:
+            elif self.context and main.shape[1] > self.context:
                 attended = self.attend_within_context(queries, keys, values, mask)
             else:
                 attended = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=self.causal)
         return self.output(attended.transpose(1, 2).flatten(2))
 
-    def project(self, main: Tensor, source: Tensor, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, main: Tensor, source: Tensor, places: Places) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (batch, heads, frames, width of a head)."""
         queries = self.query(main).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         keys, values = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.context:
-            angle = times[:, None] * self.rates(queries.shape[-1]).to(queries)
-            queries, keys = rotate(queries, angle), rotate(keys, angle)
+        if places.turns is not None:
+            queries, keys = rotate(queries, places.turns), rotate(keys, places.turns)
         return queries, keys, values
-
-    def rates(self, width: int) -> Tensor:
-        """Radians per frame by which the pairs of a query and a key turn: from neighbours apart to all in reach."""
-        return FASTEST * self.context ** -torch.linspace(0, 1, width // 2)
 
     @torch.no_grad()
     def start_on_neighbours(self) -> None:
         """Each head attends to one place relative to its own, whatever the frames hold: to the frame itself and those
         before it, in the encoder to those around it."""
-        width = len(self.query.bias) // self.heads
-        pairs = self.key_value.bias[: len(self.query.bias)].view(self.heads, 2, -1)
-        pairs[:, 0], pairs[:, 1] = math.sqrt(CERTAINTY * math.sqrt(width) / (width // 2)), 0
+        width = len(self.query.bias)
+        pairs = self.key_value.bias[:width].view(self.heads, 2, -1)
+        pairs[:, 0], pairs[:, 1] = math.sqrt(CERTAINTY * math.sqrt(2 * pairs.shape[2]) / pairs.shape[2]), 0
         back = torch.arange(self.heads) - (0 if self.causal else self.heads // 2)
-        angle = -back[:, None, None] * self.rates(width)
-        self.query.bias.copy_(rotate(pairs.flatten(1)[:, None], angle).flatten())
+        self.query.bias.copy_(rotate(pairs.flatten(1), turns(-back, 2 * pairs.shape[2], self.context)).flatten())
         self.query.weight.zero_()
-        self.key_value.weight[: len(self.query.bias)].zero_()
+        self.key_value.weight[:width].zero_()
 
     def attend_within_context(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """In time and memory that grow with the frames, not with their square: by pieces as long as the context, each
-        with its keys and the piece before, and behind where it may look ahead."""
+        with its keys and those of the piece before it, and of the one behind where it may look ahead. SDPA's fused
+        kernels do not take pieces."""
         frames, piece = queries.shape[2], self.context
         fill, ahead = -frames % piece, 0 if self.causal else piece
-        there = queries.new_ones(1, 1, frames, dtype=torch.bool) if mask is None else mask[:, :, 0]
-        there = F.pad(there, (piece, fill + ahead)).unfold(2, 2 * piece + ahead, piece)[:, :, :, None]
+        present = queries.new_ones(1, 1, frames, dtype=torch.bool) if mask is None else mask[:, :, 0]
+        present = F.pad(present, (piece, fill + ahead)).unfold(2, 2 * piece + ahead, piece)[:, :, :, None]
         keys, values = (
             F.pad(x, (0, 0, piece, fill + ahead)).unfold(2, 2 * piece + ahead, piece).mT for x in (keys, values)
         )
-        back = torch.arange(piece)[:, None] - torch.arange(-piece, piece + ahead)
-        near = ((back < piece) & (back > -max(ahead, 1))).to(queries.device)
-        near = near & there | (back == 0).to(queries.device)  # a frame of the padding sees itself
+        place = torch.arange(-piece, piece + ahead, device=queries.device)
+        back = place[piece : 2 * piece, None] - place
+        seen = (back < piece) & (back > -max(ahead, 1)) & present
         queries = F.pad(queries, (0, 0, 0, fill)).unflatten(2, (-1, piece))
-        return F.scaled_dot_product_attention(queries, keys, values, near).flatten(2, 3)[:, :, :frames]
+        return F.scaled_dot_product_attention(queries, keys, values, seen).flatten(2, 3)[:, :, :frames]
 
 
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """The pairs (x_k, x_{k + width/2}) of (…, frames, width), turned by (…, frames, width/2) radians."""
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+def embed(layer: nn.Linear, frames: Tensor, places: Places, config: LigHTConfig, lag: int = 0) -> Tensor:
+    """What frames hold, scaled by √width, and their positions. lag: by how many frames they are late, for the clock"""
+    h = of_phase(layer(frames), places.times - lag, layer.out_features // config.width) * math.sqrt(config.width)
+    return h if places.sinusoids is None else h + places.sinusoids
 
 
-def sinusoids(times: Tensor, width: int) -> Tensor:
-    """Positions (frames, width) of Vaswani et al. 2017, section 3.5"""
-    rate = torch.exp(torch.arange(0, width, 2, device=times.device) * (-math.log(10_000.0) / width))
-    angle = times[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
-
-
-def of_phase(every: Tensor, times: Tensor, phases: int) -> Tensor:
+def of_phase(all_phases: Tensor, times: Tensor, phases: int) -> Tensor:
     """(…, frames, phases · n) → (…, frames, n): of each frame, what belongs to its phase"""
-    turn = F.one_hot(times % phases, phases).to(every)
-    return (every.unflatten(-1, (phases, -1)) * turn[:, :, None]).sum(dim=-2)
-
-
-def embed(layer: nn.Linear, frames: Tensor, times: Tensor, config: LigHTConfig) -> Tensor:
-    """What frames hold, scaled by √width, and their positions, where attention does not see those by itself"""
-    h = of_phase(layer(frames), times, layer.out_features // config.width) * math.sqrt(config.width)
-    return h if config.context else h + sinusoids(times, config.width).to(h)
+    if phases == 1:
+        return all_phases
+    own = F.one_hot(times % phases, phases).to(all_phases)
+    return (all_phases.unflatten(-1, (phases, -1)) * own[:, :, None]).sum(dim=-2)
 
 
 class Block(nn.Module):
@@ -186,15 +206,15 @@ class Block(nn.Module):
         self.feedforward = nn.Sequential(hidden, nn.ReLU(), output)
         self.feedforward_norm = nn.LayerNorm(config.width)
 
-    def forward(self, main: Tensor, times, source=None, residual=True, caches=(None, None), mask=None) -> Tensor:
+    def forward(self, main: Tensor, places, source=None, residual=True, caches=(None, None), mask=None) -> Tensor:
         """Without a source: an encoder block, every frame sees all in the mask. With one: a causal decoder block."""
 
         def add(main: Tensor, change: Tensor) -> Tensor:
             return main + change if residual else change
 
-        main = self.attention_norm(add(main, self.attention(main, main, times, caches[0], mask)))
+        main = self.attention_norm(add(main, self.attention(main, main, places, caches[0], mask)))
         if source is not None:
-            main = self.cross_norm(add(main, self.cross_attention(main, source, times, caches[1])))
+            main = self.cross_norm(add(main, self.cross_attention(main, source, places, caches[1])))
         return self.feedforward_norm(add(main, self.feedforward(main)))
 
 
@@ -208,14 +228,14 @@ class Decoder(nn.Module):
         self.embed_spectrum = nn.Linear(config.bins, config.width)
         self.blocks = nn.ModuleList(Block(config, layer == 0, cross=True) for layer in range(config.layers))
 
-    def forward(self, z, w, spectrum, times: Tensor, shift: int, main: str, residual=True, caches=None) -> Tensor:
-        """z, spectrum: (batch, frames, …) as this role may see them at each frame; w: (batch, w_latent). times: numbers
-        of the frames, less `shift` those of z. main: which of "latents" and "spectrum" is the main stream."""
-        latents = embed(self.embed_latents, torch.cat([z, per_frame(w, z)], dim=-1), times - shift, self.config)
-        spectrum = embed(self.embed_spectrum, spectrum, times, self.config)
+    def forward(self, z, w, spectrum, places: Places, main: str, z_lag=0, residual=True, caches=None) -> Tensor:
+        """z, spectrum: (batch, frames, …) as this role may see them at each frame; w: (batch, w_latent). main: which of
+        "latents" and "spectrum" is the main stream. z_lag: by how many frames z is late, for its clock."""
+        latents = embed(self.embed_latents, torch.cat([z, per_frame(w, z)], dim=-1), places, self.config, z_lag)
+        spectrum = embed(self.embed_spectrum, spectrum, places, self.config)
         h, source = (latents, spectrum) if main == "latents" else (spectrum, latents)
         for block, cache in zip(self.blocks, caches or [(None, None)] * len(self.blocks), strict=True):
-            h = block(h, times, source, residual, cache)
+            h = block(h, places, source, residual, cache)
         return h
 
     def caches(self, frames: int) -> list[tuple[KeysValues, KeysValues]]:
@@ -248,12 +268,14 @@ class LigHTDVAE(DVAE):
         self.z_prior = GaussianHead(config.width, config.phases * config.latent)
         self.output = nn.Linear(config.width, config.bins)
 
-    def times(self, frames: int) -> Tensor:
-        return torch.arange(frames, device=self.output.weight.device)
+    def places(self, frames: int) -> Places:
+        times, weight, config = torch.arange(frames, device=self.output.weight.device), self.output.weight, self.config
+        if config.context:
+            return Places(times, turns=turns(times, config.width // config.heads, config.context))
+        return Places(times, sinusoids(times, config.width).to(weight))
 
-    def pick(self, every: Gaussian, times: Tensor) -> Gaussian:
-        """Of a Gaussian for each phase, the one of each frame's"""
-        return Gaussian(*(of_phase(parameter, times, self.config.phases) for parameter in every))
+    def of_phase(self, all_phases: Gaussian, places: Places) -> Gaussian:
+        return Gaussian(*(of_phase(part, places.times, self.config.phases) for part in all_phases))
 
     def infer_w(self, inputs: Tensor, lengths: Tensor | None = None) -> Gaussian:
         """q(w | x_{1:T}) from the scaled spectrum."""
@@ -265,24 +287,25 @@ class LigHTDVAE(DVAE):
 
     def infer_z(self, inputs: Tensor, w: Tensor, lengths: Tensor | None = None) -> Gaussian:
         """q(z_t | x_{1:T}, w)"""
-        mask, times = None, self.times(inputs.shape[1])
+        mask, places = None, self.places(inputs.shape[1])
         if lengths is not None:
-            mask = (times < lengths.to(times.device)[:, None])[:, None, None]
-        h = embed(self.encoder_embedding, torch.cat([inputs, per_frame(w, inputs)], dim=-1), times, self.config)
+            mask = (places.times < lengths.to(places.times.device)[:, None])[:, None, None]
+        h = embed(self.encoder_embedding, torch.cat([inputs, per_frame(w, inputs)], dim=-1), places, self.config)
         for block in self.encoder:
-            h = block(h, times, mask=mask)
-        return self.pick(self.z_posterior(h), times)
+            h = block(h, places, mask=mask)
+        return self.of_phase(self.z_posterior(h), places)
 
-    def prior(self, z_past: Tensor, w: Tensor, x_past: Tensor, times: Tensor, caches=None) -> Gaussian:
+    def prior(self, z_past: Tensor, w: Tensor, x_past: Tensor, places: Places, caches=None) -> Gaussian:
         """p(z_t | x_{1:t−1}, z_{1:t−1}, w), from the shifted z and the shifted scaled spectrum"""
-        h = self.decoders[-1](z_past, w, x_past, times, 1, self.prior_main, caches=caches)
-        return self.pick(self.z_prior(h), times)
+        h = self.decoders[-1](z_past, w, x_past, places, self.prior_main, z_lag=1, caches=caches)
+        return self.of_phase(self.z_prior(h), places)
 
-    def likelihood(self, z: Tensor, w: Tensor, x_past: Tensor, times: Tensor, caches=None) -> Tensor:
+    def likelihood(self, z: Tensor, w: Tensor, x_past: Tensor, places: Places, caches=None) -> Tensor:
         """log-variance of p(x_t | x_{1:t−1}, z_{1:t}, w), from z and the shifted scaled spectrum"""
         variant = self.config.variant
         main = "latents" if variant == "plain" else "spectrum"
-        return self.output(self.decoders[0](z, w, x_past, times, 0, main, variant != "inv_s_nr", caches))
+        residual = variant != "inv_s_nr"
+        return self.output(self.decoders[0](z, w, x_past, places, main, residual=residual, caches=caches))
 
     def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None, lengths: Tensor | None = None) -> tuple:
         """The scaled spectrum, q(w), w, q(z), z"""
@@ -301,9 +324,9 @@ class LigHTDVAE(DVAE):
         return DVAEOutput(log_variance, z, q_z, p_z, w, q_w)
 
     def score(self, x_past: Tensor, z: Tensor, w: Tensor | None = None) -> Score:
-        times = self.times(z.shape[1])
-        p_z = self.prior(past(z), w, x_past, times)
-        return Score(self.likelihood(z, w, x_past, times), p_z)
+        places = self.places(z.shape[1])
+        p_z = self.prior(past(z), w, x_past, places)
+        return Score(self.likelihood(z, w, x_past, places), p_z)
 
     @torch.no_grad()
     def replace_past(self, x_past: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -322,7 +345,7 @@ class LigHTDVAE(DVAE):
         level = LOUDEST * torch.rand(count, 1, 1, device=x_past.device)
         wrong = silence + level * (x_past.roll(1, dims=0)[:count] - silence)
         wrong[:, 0] = 0  # nothing has passed yet
-        own = past(self.feed_back(self.likelihood(z[:count:2], w[:count:2], wrong[::2], self.times(z.shape[1]))))
+        own = past(self.feed_back(self.likelihood(z[:count:2], w[:count:2], wrong[::2], self.places(z.shape[1]))))
         torch.clear_autocast_cache()  # it now holds weights cast without gradient
         wrong[::2] = own.to(wrong)
         return torch.cat([wrong, x_past[count:]])
@@ -341,27 +364,27 @@ class LigHTDVAE(DVAE):
 
     @torch.no_grad()
     def decode(self, z: Tensor, w: Tensor) -> Tensor:
-        return self.unroll(w, z.shape[1], lambda t, *_: z[:, t : t + 1])
+        frames = iter(z.split(1, dim=1))
+        return self.unroll(w, z.shape[1], lambda *_: next(frames))
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         noise_z, noise_w = self.draw_noise(n, frames, generator)
-        w = self.draw_w(noise_w)
-        times, caches = self.times(frames), self.decoders[-1].caches(frames)
+        w, noises, caches = self.draw_w(noise_w), iter(noise_z.split(1, dim=1)), self.decoders[-1].caches(frames)
 
-        def draw(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
-            return self.prior(z_past, w, x_past, times[t : t + 1], caches).sample(noise_z[:, t : t + 1])
+        def draw(place: Places, z_past: Tensor, x_past: Tensor) -> Tensor:
+            return self.prior(z_past, w, x_past, place, caches).sample(next(noises))
 
         return self.unroll(w, frames, draw)
 
-    def unroll(self, w: Tensor, frames: int, draw_z: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+    def unroll(self, w: Tensor, frames: int, draw_z: Callable[[Places, Tensor, Tensor], Tensor]) -> Tensor:
         """log-variance (batch, frames, bins), frame by frame from the own past, with cached keys and values.
-        draw_z(t, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent)."""
+        draw_z(place of the frame, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent)."""
         caches = self.decoders[0].caches(frames)
         z, x_past = w.new_zeros(len(w), 1, self.config.latent), w.new_zeros(len(w), 1, self.config.bins)
         log_variance = []
-        for t, time in enumerate(self.times(frames).split(1)):
-            z = draw_z(t, z, x_past)
-            log_variance.append(self.likelihood(z, w, x_past, time, caches))
+        for place in self.places(frames).each():
+            z = draw_z(place, z, x_past)
+            log_variance.append(self.likelihood(z, w, x_past, place, caches))
             x_past = self.feed_back(log_variance[-1])
         return torch.cat(log_variance, dim=1)

@@ -44,17 +44,17 @@ def test_causality_of_every_role(name, config, frame):
     """A frame of x, z or w that reached an output it must not reach, or failed to reach one it must, shows here."""
     model = small(name, **config)
     x, frames = spectrum(), 7
-    times, everything = torch.arange(frames), list(range(frames))
+    places, everything = model.places(frames), list(range(frames))
     noise = model.draw_noise(2, frames, torch.Generator().manual_seed(2))
     output = model(x, noise)
     z, w = output.z, output.w
 
     def outputs(x, z, w):
         x_past = past(model.input_scale(x))
-        prior = model.prior(past(z), w, x_past, times)
+        prior = model.prior(past(z), w, x_past, places)
         q_z = model.infer_z(model.input_scale(x), w)
         return {
-            "likelihood": model.likelihood(z, w, x_past, times),
+            "likelihood": model.likelihood(z, w, x_past, places),
             "prior": torch.cat(prior, -1),
             "q_z": torch.cat(q_z, -1),
         }
@@ -99,7 +99,7 @@ def test_cached_generation_equals_recomputation(name, config):
     output = model(x, noise)
     own = torch.zeros_like(x)
     for t in range(12):
-        log_variance = model.likelihood(output.z, output.w, past(own), torch.arange(12))
+        log_variance = model.likelihood(output.z, output.w, past(own), model.places(12))
         assert torch.allclose(log_variance[:, t], generated[:, t], rtol=0, atol=1e-10)
         own = model.feed_back(log_variance)
 
@@ -114,9 +114,9 @@ def test_samples_follow_prior_and_likelihood(config):
     log_variance = model.sample(2, 6, torch.Generator().manual_seed(3))
     noise_z, w = model.draw_noise(2, 6, torch.Generator().manual_seed(3))
     z = torch.cat([p.sample(noise_z[:, t : t + 1]) for t, p in enumerate(drawn)], 1)
-    x_past, times = past(model.feed_back(log_variance)), torch.arange(6)
-    assert torch.allclose(prior(past(z), w, x_past, times).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10)
-    assert torch.allclose(model.likelihood(z, w, x_past, times), log_variance, atol=1e-10)
+    x_past, places = past(model.feed_back(log_variance)), model.places(6)
+    assert torch.allclose(prior(past(z), w, x_past, places).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10)
+    assert torch.allclose(model.likelihood(z, w, x_past, places), log_variance, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae"])
@@ -237,7 +237,7 @@ def test_the_past_of_training_is_wrong():
     levels = 2 * torch.rand(6, 1, 1).to(x)
     start = silence + levels * (x_past.roll(1, 0)[:6] - silence)
     start[:, 0] = 0
-    decoded = past(model.feed_back(model.likelihood(noise_z[:6], w[:6], start, torch.arange(7))))
+    decoded = past(model.feed_back(model.likelihood(noise_z[:6], w[:6], start, model.places(7))))
     torch.testing.assert_close(wrong[:6:2], decoded[::2])
 
 

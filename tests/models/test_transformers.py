@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minidvae.models import build_model
 from minidvae.models.base import past
-from minidvae.models.light_dvae import Attention, LigHTConfig
+from minidvae.models.light_dvae import Attention, LigHTConfig, Places, of_phase, sinusoids, turns
 from minidvae.models.segments import SegmentBatch
 
 SIZES = {"width": 16, "feedforward": 32, "layers": 2, "w_embedding": 8, "w_hidden": 8, "w_layers": 2}
@@ -49,7 +49,7 @@ def test_thirty_seconds_from_the_cache(settings):
     noise = model.draw_noise(1, 1875)
     generated, output = model.resynthesise(x, "generation", noise), model(x, noise)
     own = past(model.feed_back(generated))
-    again = model.likelihood(output.z, output.w, own, torch.arange(1875))
+    again = model.likelihood(output.z, output.w, own, model.places(1875))
     assert (again - generated).abs().max() < 1e-5
 
 
@@ -74,12 +74,60 @@ def test_attention_within_the_context(causal, frames):
 def test_heads_start_on_neighbours(causal):
     """Whatever the frames hold, each head gives most of its weight to one place relative to its own."""
     attention = Attention(LigHTConfig(bins=9, width=64, heads=4, context=20), raw=False, causal=causal)
-    queries, keys, _ = attention.project(*torch.randn(2, 3, 20, 64), torch.arange(20))
+    places = Places(torch.arange(20), turns=turns(torch.arange(20), 16, 20))
+    queries, keys, _ = attention.project(*torch.randn(2, 3, 20, 64), places)
     scores = queries @ keys.mT / 4
     if causal:
         scores = scores.masked_fill(torch.ones(20, 20).triu(1).bool(), float("-inf"))
     back = [0, 1, 2, 3] if causal else [-2, -1, 0, 1]
     assert (scores.softmax(-1)[:, range(4), 10, [10 - b for b in back]] > 0.85).all()
+
+
+def test_relative_positions_in_bf16():
+    """Angles of hundreds of radians must not be rounded to bf16: two minutes into a recording as at its start."""
+    model, weights = small(**RELATIVE), []
+    for first in (0, 7_200):
+        places = Places(torch.arange(first, first + 8), turns=turns(torch.arange(first, first + 8), 8, 4))
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            queries, keys, _ = model.encoder[0].attention.project(*torch.zeros(2, 1, 8, 16), places)
+            weights.append((queries @ keys.mT).softmax(-1))
+    assert (weights[0] - weights[1]).abs().max() < 0.03
+
+
+def test_sinusoids():
+    """Rows of sines and cosines at rates from 1 down to 1/10000, and a likelihood that follows them."""
+    expected = torch.tensor([[0.0, 1, 0, 1], [np.sin(3), np.cos(3), np.sin(0.03), np.cos(0.03)]], dtype=torch.float32)
+    assert torch.allclose(sinusoids(torch.tensor([0, 3]), 4), expected)
+    for config, moves in (({}, True), ({"context": 4}, False)):
+        model = small(**config)
+        places, streams = model.places(9), (torch.randn(1, 8, 3), torch.randn(1, 4), torch.randn(1, 8, 9))
+        here, later = (list(places.each())[first : first + 8] for first in (0, 1))
+        decoded = []
+        for some in (here, later):
+            parts = ([getattr(place, name) for place in some] for name in ("times", "sinusoids", "turns"))
+            joined = [None if part[0] is None else torch.cat(part, -2 + (part[0].ndim == 1)) for part in parts]
+            decoded.append(model.likelihood(*streams, Places(*joined)))
+        assert torch.allclose(*decoded, atol=1e-5) != moves
+
+
+def test_the_clock_of_z():
+    """The likelihood reads z_t, and the prior z_{t−1}, by the map of that frame's phase."""
+    assert of_phase(torch.arange(12.0).view(1, 3, 4), torch.tensor([0, 1, 2]), 2).tolist() == [[[0, 1], [6, 7], [8, 9]]]
+    model = small(layers=1, phases=3)
+    z, w, x_past, places = torch.randn(1, 9, 3), torch.randn(1, 4), torch.randn(1, 9, 9), model.places(9)
+
+    def roles() -> tuple[torch.Tensor, torch.Tensor]:
+        return model.likelihood(z, w, x_past, places), model.prior(past(z), w, x_past, places).mean
+
+    before = roles()
+    model.decoders[0].embed_latents.weight.data[16:32] += 1  # of the second phase
+    moved = [(a != b).any(-1)[0].nonzero()[0].item() for a, b in zip(before, roles(), strict=True)]
+    assert moved == [1, 2]
+    own = model.of_phase(model.z_prior(model.decoders[0](z, w, x_past, places, "latents", z_lag=1)), places)
+    assert torch.equal(own.mean, model.prior(z, w, x_past, places).mean)
+    plain = small()
+    decoder, places = plain.decoders[0], plain.places(9)
+    assert torch.equal(*(decoder(z, w, x_past, places, "latents", z_lag=lag) for lag in (0, 1)))  # it has no clock
 
 
 def test_positions_are_relative():

@@ -33,6 +33,13 @@ class AudioError(ValueError):
     """A sound file that cannot be used. One line: the file, what is wrong, what would be right."""
 
 
+class _FromStartToEnd(soundfile.SoundFile):
+    """Never seeks: soundfile does after each read, which fails at the end of a FLAC whose header lacks its length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def read(path: str | Path) -> tuple[np.ndarray, int, int]:
     """Decode a sound file: wav, flac, ogg, NIST SPHERE or whatever else libsndfile opens. Returns the waveform
     (samples,) as float32, channels averaged; its sampling rate in Hz; how many channels the file had. Raises AudioError
@@ -46,16 +53,19 @@ def read(path: str | Path) -> tuple[np.ndarray, int, int]:
             if head.startswith(b"NIST_1A") and b"shorten" in head:
                 raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
             file.seek(0)
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+            with _FromStartToEnd(file) as sound:
+                rate, channels, blocks = sound.samplerate, sound.channels, [np.empty(0, np.float32)]
+                while len(block := sound.read(2**20 // channels, "float32", always_2d=True)):
+                    blocks.append(block.mean(axis=1))
+                waveform = np.concatenate(blocks)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
         why = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE") from None
-    if not len(samples):
+    if not len(waveform):
         raise AudioError(f"{path}: holds no samples; expected at least one")
-    waveform = samples.mean(axis=1)
     if not np.isfinite(waveform).all():
         raise AudioError(f"{path}: holds samples that are infinite or not numbers; expected finite ones")
-    return waveform, rate, samples.shape[1]
+    return waveform, rate, channels
 
 
 def load(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:

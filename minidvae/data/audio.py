@@ -40,10 +40,11 @@ class _FromStartToEnd(soundfile.SoundFile):
         return False
 
 
-def read(path: str | Path) -> tuple[np.ndarray, int, int]:
+def read(path: str | Path, new_rate: int | None = None) -> tuple[np.ndarray, int, int]:
     """Decode a sound file: wav, flac, ogg, NIST SPHERE or whatever else libsndfile opens. Returns the waveform
-    (samples,) as float32, channels averaged; its sampling rate in Hz; how many channels the file had. Raises AudioError
-    where the file is missing, does not decode, is empty or is not finite."""
+    (samples,) as float32, channels averaged, at `new_rate` Hz (None: as it is); the file's sampling rate in Hz; how
+    many channels it had. Raises AudioError where the file is missing, does not decode, is empty or does not become
+    finite numbers."""
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file; expected a sound file (wav, flac, ogg, NIST SPHERE)")
@@ -53,7 +54,7 @@ def read(path: str | Path) -> tuple[np.ndarray, int, int]:
             if head.startswith(b"NIST_1A") and b"shorten" in head:
                 raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
             file.seek(0)
-            with _FromStartToEnd(file) as sound:
+            with _FromStartToEnd(file) as sound, np.errstate(over="ignore", invalid="ignore"):
                 rate, channels, blocks = sound.samplerate, sound.channels, [np.empty(0, np.float32)]
                 while len(block := sound.read(2**20 // channels, "float32", always_2d=True)):
                     blocks.append(block.mean(axis=1))
@@ -63,15 +64,15 @@ def read(path: str | Path) -> tuple[np.ndarray, int, int]:
         raise AudioError(f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE") from None
     if not len(waveform):
         raise AudioError(f"{path}: holds no samples; expected at least one")
+    waveform = resample(waveform, rate, new_rate or rate)
     if not np.isfinite(waveform).all():
-        raise AudioError(f"{path}: holds samples that are infinite or not numbers; expected finite ones")
+        raise AudioError(f"{path}: holds samples that are infinite, too large or not numbers; expected finite ones")
     return waveform, rate, channels
 
 
 def load(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
     """The waveform of a sound file (samples,), mono float32, at `rate` Hz. AudioError as `read` raises it."""
-    waveform, file_rate, _ = read(path)
-    return resample(waveform, file_rate, rate)
+    return read(path, rate)[0]
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

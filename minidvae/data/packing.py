@@ -53,16 +53,15 @@ def decode(entries: list[dict], notes: list[str]) -> Iterator[tuple[dict, np.nda
     for entry in entries:
         path = entry["path"]
         try:
-            waveform, rate, channels = audio.read(path)
+            waveform, rate, channels = audio.read(path, audio.SAMPLE_RATE)
         except audio.AudioError as error:
             skipped["cannot be read"].append(error)
             continue
-        if (short := len(waveform) < SHORTEST * rate) or not waveform.any():
+        if (short := len(waveform) < SHORTEST * audio.SAMPLE_RATE) or not waveform.any():
             skipped[f"shorter than {SHORTEST} s" if short else "silent"].append(path)
             continue
         if (rate, channels) != (audio.SAMPLE_RATE, 1):
             converted[rate, channels] += 1
-            waveform = audio.resample(waveform, rate, audio.SAMPLE_RATE)
         scale = audio.SAMPLE_RATE / rate
         phones = layouts.read_phones(entry["phones"]) if entry["phones"] else ()
         phones = tuple((round(start * scale), round(stop * scale), label) for start, stop, label in phones)

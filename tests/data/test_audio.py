@@ -375,10 +375,12 @@ SHORTENED = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\ne
         ("cut.flac", b"fLaC\x00\x00", "does not decode"),
         ("packed.wv1", SHORTENED + b"ajkg\x02" + bytes(999), "shorten"),
         ("silent.wav", np.zeros(0), "no samples"),
-        ("infinite.wav", np.array([0, np.inf, 0]), "infinite or not numbers"),
-        ("undefined.wav", np.array([np.nan, 0, 0]), "infinite or not numbers"),
+        ("infinite.wav", np.array([0, np.inf, 0]), "infinite, too large or not numbers"),
+        ("undefined.wav", np.array([np.nan, 0, 0]), "infinite, too large or not numbers"),
+        ("opposed.wav", np.array([[np.inf, -np.inf]]), "infinite, too large or not numbers"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_files_get_one_line(tmp_path, name, content, reason):
     """Fails where a bad file goes on silently, or the error does not say which file and what is wrong."""
     path = tmp_path / name

@@ -311,6 +311,19 @@ def test_other_rates_and_channels(tmp_path, load):
     assert load.notes[0] == f"converted to 16 kHz mono: {origins}"
 
 
+def test_samples_at_the_ends_of_float32(tmp_path, load):
+    """Samples so large or small that resampling makes infinity or silence of them stop the corpus, or get into it."""
+    folder = tmp_path / "speech/train/a"
+    write(folder / "good.wav")
+    loud = 3.4e38 * np.sign(np.sin(np.arange(8000)))
+    soundfile.write(folder / "loud.wav", loud, 8000, subtype="FLOAT")
+    soundfile.write(folder / "stereo.wav", np.stack([loud, loud], 1), RATE, subtype="FLOAT")
+    soundfile.write(folder / "faint.wav", np.full(44100, 1e-45), 44100, subtype="FLOAT")
+    corpus = load(tmp_path / "speech")
+    assert [u.name for u in corpus.utterances] == ["good"] and np.abs(corpus.waveform(0)).max() == 1
+    assert load.notes[0].startswith("skipped 3 of 4 files: 1 silent") and "2 cannot be read" in load.notes[0]
+
+
 def test_bad_files_are_skipped_and_counted(tmp_path, load):
     """A bad file stops the rest, gets into the corpus, or is not counted in one line."""
     folder = tmp_path / "speech/train/a"
@@ -431,11 +444,11 @@ def test_two_processes_pack_at_once(folder, load, monkeypatch):
     """The second of two processes to finish fails, or harms what the first has opened."""
     read, others = audio.read, []
 
-    def another_first(path):
+    def another_first(*arguments):
         if not others:
             others.append(None)
             others[0] = load(folder)
-        return read(path)
+        return read(*arguments)
 
     monkeypatch.setattr(audio, "read", another_first)
     mine = load(folder)

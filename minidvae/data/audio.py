@@ -24,6 +24,7 @@ from torch import Tensor
 from ..files import atomic_write
 
 SAMPLE_RATE = 16_000
+SLOWEST, FASTEST = 4_000, 768_000  # sampling rates of files, Hz; a header that claims less makes gigabytes of kilobytes
 # The least power of a bin in what models learn from. It is about what rounding to 16 bits leaves in it (2⁻³⁰/12,
 # times 159 to 512, the sum of the squares of the window): digital silence then looks like rounded silence.
 POWER_FLOOR = 1e-8
@@ -43,8 +44,8 @@ class _FromStartToEnd(soundfile.SoundFile):
 def read(path: str | Path, new_rate: int | None = None) -> tuple[np.ndarray, int, int]:
     """Decode a sound file: wav, flac, ogg, NIST SPHERE or whatever else libsndfile opens. Returns the waveform
     (samples,) as float32, channels averaged, at `new_rate` Hz (None: as it is); the file's sampling rate in Hz; how
-    many channels it had. Raises AudioError where the file is missing, does not decode, is empty or does not become
-    finite numbers."""
+    many channels it had. Raises AudioError where the file is missing, does not decode, claims a rate outside of
+    SLOWEST to FASTEST, is empty or does not become finite numbers."""
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file; expected a sound file (wav, flac, ogg, NIST SPHERE)")
@@ -56,6 +57,8 @@ def read(path: str | Path, new_rate: int | None = None) -> tuple[np.ndarray, int
             file.seek(0)
             with _FromStartToEnd(file) as sound, np.errstate(over="ignore", invalid="ignore"):
                 rate, channels, blocks = sound.samplerate, sound.channels, [np.empty(0, np.float32)]
+                if not SLOWEST <= rate <= FASTEST:
+                    raise AudioError(f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}")
                 while len(block := sound.read(2**20 // channels, "float32", always_2d=True)):
                     blocks.append(block.mean(axis=1))
                 waveform = np.concatenate(blocks)

@@ -394,6 +394,17 @@ def test_bad_files_get_one_line(tmp_path, name, content, reason):
     assert line.startswith(f"{path}: ") and reason in line and "\n" not in line
 
 
+@pytest.mark.parametrize(("rate", "taken"), [(1, 0), (3999, 0), (4000, 1), (768_000, 1), (768_001, 0)])
+def test_rates_that_are_no_rates_of_speech_are_refused(tmp_path, rate, taken):
+    """Fails where a header that claims 1 Hz makes 16,000 samples of every one, or a rate that occurs is refused."""
+    soundfile.write(tmp_path / "a.wav", np.full(1000, 0.5), rate)
+    if taken:
+        assert len(audio.load(tmp_path / "a.wav")) == np.ceil(1000 * 16_000 / rate)
+    else:
+        with pytest.raises(AudioError, match=rf"a\.wav: claims a sampling rate of {rate} Hz; expected 4000 to 768000$"):
+            audio.load(tmp_path / "a.wav")
+
+
 def test_a_folder_is_not_a_sound_file(tmp_path):
     """Fails where a folder given for a file ends in a traceback of the decoder."""
     with pytest.raises(AudioError, match="no such file"):

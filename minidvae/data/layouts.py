@@ -213,6 +213,8 @@ def _read_table(path: Path) -> list[dict[str, str]]:
 
 
 def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise CorpusError(f"{path}: not a regular file; expected a text file")
     try:
         return path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:

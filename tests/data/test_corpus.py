@@ -365,6 +365,15 @@ def test_nothing_there(tmp_path, load, monkeypatch):
         load(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.phn", "speakers.tsv", "b.dot", "b.trans.txt"])
+def test_labels_that_are_no_regular_files(name, tmp_path, load):
+    """A pipe or a device among the labels is read, which hangs or fills the memory."""
+    write(tmp_path / "speech/train/anna/a.wav")
+    (tmp_path / "speech/train/anna" / name).symlink_to(os.devnull)  # the one that does not hang where this fails
+    with pytest.raises(CorpusError, match=f"{name}: not a regular file; expected a text file"):
+        load(tmp_path / "speech")
+
+
 def test_links(tmp_path, load):
     """Links in a circle hang or repeat files; linked folders elsewhere are not followed."""
     write(tmp_path / "speech/anna/a.wav")

@@ -137,7 +137,7 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
             raise CorpusError(f"{line} MINIDVAE_CACHE (115 MB per hour of speech)") from None
         found = packing.read(folder)
     for line in found.notes:
-        note(line)
+        note(line.encode(errors="backslashreplace").decode())  # names of files need not be text
     drawn, before = (found.drawn, None) if clean is None else (clean.drawn, clean.packed)
     return Corpus(name, found.layout, found.utterances, found.samples, drawn, before)
 

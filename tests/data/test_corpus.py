@@ -347,6 +347,15 @@ def test_bad_files_are_skipped_and_counted(tmp_path, load):
     assert "\n" not in str(raised.value)
 
 
+def test_names_that_are_not_utf_8(tmp_path, load):
+    """A file whose name is not UTF-8 is lost, or cannot be told of on a terminal."""
+    write(tmp_path / "speech/train/a/good.wav")
+    (tmp_path / "speech/train/a/good.wav").rename(tmp_path / "speech/train/a" / os.fsdecode(b"good\xe9.wav"))
+    (tmp_path / "speech/train/a" / os.fsdecode(b"bad\xff.wav")).write_text("not a sound")
+    assert [u.name for u in load(tmp_path / "speech").utterances] == ["good_"]
+    assert r"bad\udcff.wav: does not decode" in load.notes[0] and "\n".join(load.notes).encode()
+
+
 def test_nothing_there(tmp_path, load, monkeypatch):
     """A missing, empty or unreadable folder gives a traceback, or does not say what was looked for."""
     with pytest.raises(CorpusError, match="nowhere: no such file or folder; looked for"):

@@ -63,7 +63,8 @@ def decode(entries: list[dict], notes: list[str]) -> Iterator[tuple[dict, np.nda
         if (rate, channels) != (audio.SAMPLE_RATE, 1):
             converted[rate, channels] += 1
         scale = audio.SAMPLE_RATE / rate
-        phones = layouts.read_phones(entry["phones"]) if entry["phones"] else ()
+        samples = len(waveform) * rate / audio.SAMPLE_RATE
+        phones = layouts.read_phones(entry["phones"], samples) if entry["phones"] else ()
         phones = tuple((round(start * scale), round(stop * scale), label) for start, stop, label in phones)
         yield {key: value for key, value in entry.items() if key != "path"} | {"phones": phones}, waveform
     if skipped:

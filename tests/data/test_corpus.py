@@ -176,9 +176,29 @@ def test_phones(tmp_path, load):
         "FCJF0": ((0, 1000, "h#"), (1000, 1600, "dh")),
         "FDAW0": ((0, 2000, "h#"), (2000, 3200, "dh")),
     }
-    (tmp_path / "t/TRAIN/DR1/FCJF0/SX1.PHN").write_text("h# 0 1000\n")
-    with pytest.raises(CorpusError, match="SX1.PHN.*start stop label"):
-        load(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "h# 0 1000",  # another order of the columns
+        "1200 1100 dh",  # stops before it starts
+        "500 1600 dh",  # starts before the one above it
+        "-1 1600 dh",
+        "1600 3201 dh",  # beyond the end
+        f"1600 {'9' * 4000} dh",
+        f"1600 {'9' * 5000} dh",  # more digits than Python takes
+    ],
+)
+def test_wrong_phones(line, tmp_path, load):
+    """A phone label that cannot be is taken, or its error does not name the file, the line and what would be right."""
+    write(tmp_path / "speech/train/a/x.wav", noise(0.4, 8000), 8000)
+    (tmp_path / "speech/train/a/x.phn").write_text(f"0 1000 h#\n\n1000 1600 dh\n{line}\n")
+    with pytest.raises(CorpusError, match=r"x\.phn: line 4: .* start stop label.*3200 samples") as raised:
+        load(tmp_path / "speech")
+    assert len(str(raised.value)) < 300
+    (tmp_path / "speech/train/a/x.phn").write_text("0 1000 h#\n1000 3200 dh\n")
+    assert load(tmp_path / "speech").utterances[0].phones[-1] == (2000, 6400, "dh")
 
 
 def test_splits_drawn_by_speaker(tmp_path, load):

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from scipy.stats import chi2
 
-from minidvae.data import audio, synthetic
+from minidvae.data import audio, packing, synthetic
 from minidvae.data.corpus import Corpus, CorpusError, Utterance, absolute, load_corpus
 from minidvae.data.crops import Augmentation, RandomCrops, consecutive_crops
 from minidvae.data.packing import CONDITIONS
@@ -493,12 +493,50 @@ def test_two_processes_pack_at_once(folder, load, monkeypatch):
     np.testing.assert_array_equal(mine.packed, others[0].packed)
 
 
-def test_damaged_cache_is_packed_again(folder, tmp_path, load):
-    """A truncated file in the cache ends in a traceback or in a shorter corpus."""
-    whole = np.array(load(folder).packed)
+@pytest.mark.parametrize(
+    "file, change",
+    [
+        ("waveforms.int16", lambda content: content[:1000]),
+        ("waveforms.int16", lambda content: b""),
+        ("index.json", lambda content: b"{}"),
+        ("index.json", lambda content: b"[1]"),
+        ("index.json", lambda content: content.replace(b'"start": 0', b'"start": -9')),
+        ("index.json", lambda content: content.replace(b'"length": 4800', b'"length": 4900')),
+        ("index.json", lambda content: content.replace(b'"samples": 24000', b'"samples": 4800')),
+        ("index.json", lambda content: content.replace(b'"split": "train"', b'"split": null')),
+    ],
+)
+def test_damaged_cache_is_packed_again(file, change, folder, tmp_path, load):
+    """A damaged file in the cache, whatever it still says, ends in a traceback or in another corpus."""
+    first = load(folder)
+    whole = np.array(first.packed)
+    damaged = next((tmp_path / "cache").glob(f"*/{file}"))
+    content = damaged.read_bytes()
+    assert change(content) != content
+    damaged.write_bytes(change(content))
+    again = load(folder)
+    np.testing.assert_array_equal(again.packed, whole)
+    assert again.utterances == first.utterances and damaged.read_bytes() == content
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_two_processes_mend_a_damaged_cache(folder, tmp_path, load, monkeypatch):
+    """The second of two processes that found the cache damaged deletes what the first has packed anew."""
+    load(folder)
     packed = next((tmp_path / "cache").glob("*/waveforms.int16"))
-    packed.write_bytes(packed.read_bytes()[:1000])
-    np.testing.assert_array_equal(load(folder).packed, whole)
+    packed.write_bytes(b"")
+    read, others = packing.read, []
+
+    def another_after(place):
+        found = read(place)
+        if not others:
+            others.append(None)
+            others[:] = load(folder), packed.stat().st_ino  # an inode that is not free while the first maps it
+        return found
+
+    monkeypatch.setattr(packing, "read", another_after)
+    np.testing.assert_array_equal(load(folder).packed, others[0].packed)
+    assert packed.stat().st_ino == others[1]
 
 
 def test_cache_folder(folder, tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def read(path: str | Path, new_rate: int | None = None) -> tuple[np.ndarray, int
                 rate, channels, blocks = sound.samplerate, sound.channels, [np.empty(0, np.float32)]
                 if not SLOWEST <= rate <= FASTEST:
                     raise AudioError(f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}")
-                while len(block := sound.read(2**20 // channels, "float32", always_2d=True)):
+                while len(block := sound.read(2**16 // channels, "float32", always_2d=True)):
                     blocks.append(block.mean(axis=1))
                 waveform = np.concatenate(blocks)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:

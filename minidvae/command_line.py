@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; bad input becomes one line and exit code 2. SIGTERM ends it as Ctrl-C does."""
+    """Call `main`; bad input becomes one line and exit code 2. SIGTERM ends it as Ctrl-C does. What
+    standard output cannot encode, such as the name of a file that is not UTF-8, is printed with escapes."""
+    sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main()

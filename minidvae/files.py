@@ -2,28 +2,60 @@
 
 import json
 import os
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """The path to write to instead of `path`, which takes that name once all is written without an error."""
+    """The path to write to instead of `path`, which takes that name once all is written without an error and on disk.
+    Where `path` is a link, what it points to is replaced. What is no regular file (a pipe, a device, /dev/stdout) is
+    written into, all at once. OSError names `path`."""
     path = Path(path)
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    target = Path(os.path.realpath(path))
     try:
-        yield beside
-        os.replace(beside, path)
+        stream = _stream(path)
+        folder = target.parent if stream is None else tempfile.gettempdir()
+        beside = Path(folder, f".{os.getpid()}-{secrets.token_hex(4)}-{path.name}")  # writers go by the suffix
+        try:
+            yield beside
+            with open(beside, "rb") as written:
+                if stream is None:
+                    os.fsync(written.fileno())
+                    os.replace(beside, target)
+                else:
+                    sys.stdout.flush()
+                    with open(stream, "wb", closefd=stream is path) as into:
+                        shutil.copyfileobj(written, into)
+        finally:
+            with suppress(OSError):
+                beside.unlink()
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def _stream(path: Path) -> Path | int | None:
+    """What to open to write into `path` where it cannot be replaced: itself, or, where it is what standard output goes
+    to, the number of that, to go on where printing stopped. None for regular files and where there is nothing."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # there is no standard output
+        if os.path.samestat(status, os.fstat(1)):
+            return 1
+    return None if stat.S_ISREG(status.st_mode) else path
 
 
 def write_text(path: str | Path, text: str) -> None:
     with atomic_write(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content) -> None:

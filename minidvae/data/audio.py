@@ -24,6 +24,7 @@ from torch import Tensor
 from ..files import atomic_write
 
 SAMPLE_RATE = 16_000
+SLOWEST, FASTEST = 4_000, 768_000  # sampling rates of files, Hz; a header that claims less makes gigabytes of kilobytes
 # The least power of a bin in what models learn from. It is about what rounding to 16 bits leaves in it (2⁻³⁰/12,
 # times 159 to 512, the sum of the squares of the window): digital silence then looks like rounded silence.
 POWER_FLOOR = 1e-8
@@ -33,10 +34,18 @@ class AudioError(ValueError):
     """A sound file that cannot be used. One line: the file, what is wrong, what would be right."""
 
 
-def read(path: str | Path) -> tuple[np.ndarray, int, int]:
+class _FromStartToEnd(soundfile.SoundFile):
+    """Never seeks: soundfile does after each read, which fails at the end of a FLAC whose header lacks its length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def read(path: str | Path, new_rate: int | None = None) -> tuple[np.ndarray, int, int]:
     """Decode a sound file: wav, flac, ogg, NIST SPHERE or whatever else libsndfile opens. Returns the waveform
-    (samples,) as float32, channels averaged; its sampling rate in Hz; how many channels the file had. Raises AudioError
-    where the file is missing, does not decode, is empty or is not finite."""
+    (samples,) as float32, channels averaged, at `new_rate` Hz (None: as it is); the file's sampling rate in Hz; how
+    many channels it had. Raises AudioError where the file is missing, does not decode, claims a rate outside of
+    SLOWEST to FASTEST, is empty or does not become finite numbers."""
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file; expected a sound file (wav, flac, ogg, NIST SPHERE)")
@@ -46,22 +55,27 @@ def read(path: str | Path) -> tuple[np.ndarray, int, int]:
             if head.startswith(b"NIST_1A") and b"shorten" in head:
                 raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
             file.seek(0)
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+            with _FromStartToEnd(file) as sound, np.errstate(over="ignore", invalid="ignore"):
+                rate, channels, blocks = sound.samplerate, sound.channels, [np.empty(0, np.float32)]
+                if not SLOWEST <= rate <= FASTEST:
+                    raise AudioError(f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}")
+                while len(block := sound.read(2**16 // channels, "float32", always_2d=True)):
+                    blocks.append(block.mean(axis=1))
+                waveform = np.concatenate(blocks)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
         why = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE") from None
-    if not len(samples):
+    if not len(waveform):
         raise AudioError(f"{path}: holds no samples; expected at least one")
-    waveform = samples.mean(axis=1)
+    waveform = resample(waveform, rate, new_rate or rate)
     if not np.isfinite(waveform).all():
-        raise AudioError(f"{path}: holds samples that are infinite or not numbers; expected finite ones")
-    return waveform, rate, samples.shape[1]
+        raise AudioError(f"{path}: holds samples that are infinite, too large or not numbers; expected finite ones")
+    return waveform, rate, channels
 
 
 def load(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
     """The waveform of a sound file (samples,), mono float32, at `rate` Hz. AudioError as `read` raises it."""
-    waveform, file_rate, _ = read(path)
-    return resample(waveform, file_rate, rate)
+    return read(path, rate)[0]
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

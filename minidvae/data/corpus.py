@@ -4,7 +4,6 @@ the files and what is known of them, `packing` decodes and packs them; docs/data
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +115,6 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
         raise CorpusError(f"{name}: no such file or folder; looked for {looked_for}")
     folder = cache / _digest([packing.FORMAT, place, contents])[:24]
     if (found := packing.read(folder)) is None:
-        shutil.rmtree(folder, ignore_errors=True)  # where it is damaged
         notes = []
         if clean is not None:
             layout, total = CONDITIONS_OF + clean.layout, len(clean)
@@ -137,7 +135,7 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
             raise CorpusError(f"{line} MINIDVAE_CACHE (115 MB per hour of speech)") from None
         found = packing.read(folder)
     for line in found.notes:
-        note(line)
+        note(line.encode(errors="backslashreplace").decode())  # names of files need not be text
     drawn, before = (found.drawn, None) if clean is None else (clean.drawn, clean.packed)
     return Corpus(name, found.layout, found.utterances, found.samples, drawn, before)
 

@@ -197,13 +197,23 @@ def draw_splits(entries: list[dict], name: str, notes: list[str]) -> bool:
     return known == {""}
 
 
-def read_phones(path: str) -> list[tuple[int, int, str]]:
-    """(start, stop, label) of each line of a file of phone labels, in samples of the audio file."""
-    rows = [line.split() for line in _read_text(Path(path)).splitlines() if line.strip()]
-    try:
-        return [(int(start), int(stop), label) for start, stop, label in rows]
-    except ValueError:
-        raise CorpusError(f"{path}: wrong phone labels; each line should be: start stop label") from None
+def read_phones(path: str, end: float) -> list[tuple[int, int, str]]:
+    """(start, stop, label) of each line of a file of phone labels, in samples of the audio file, which has `end`.
+    CorpusError names the line that is none, stops before it starts, starts before the last one or stops after `end`."""
+    phones, earliest = [], 0
+    for number, line in enumerate(_read_text(Path(path)).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            start, stop, label = line.split()
+            if not earliest <= (start := int(start)) <= (stop := int(stop)) <= end:
+                raise ValueError
+        except ValueError:
+            form = f"start stop label, in order and within the sound file's {end:.0f} samples"
+            raise CorpusError(f"{path}: line {number}: wrong phone label; each line should be: {form}") from None
+        phones.append((start, stop, label))
+        earliest = start
+    return phones
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
@@ -213,6 +223,8 @@ def _read_table(path: Path) -> list[dict[str, str]]:
 
 
 def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise CorpusError(f"{path}: not a regular file; expected a text file")
     try:
         return path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:

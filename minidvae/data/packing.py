@@ -3,6 +3,7 @@ conditions over what is packed already. Every utterance is packed whole, as int1
 bounds of the speech inside it, without leading and trailing silence, stand in the index.
 """
 
+import hashlib
 import json
 import tempfile
 import zlib
@@ -17,7 +18,7 @@ import numpy as np
 from . import audio, layouts, synthetic
 from .layouts import CorpusError
 
-FORMAT = 2  # of the packed files: another number packs every corpus anew
+FORMAT = 3  # of the packed files: another number packs every corpus anew
 SHORTEST = 0.1  # seconds; shorter files are skipped
 # Names of conditions (Aurora-4's) and the ones of `synthetic.apply_condition`. "both": noise and channel.
 CONDITIONS = {"clean": "clean", "noisy": "noise", "channel": "channel", "both": "both"}
@@ -53,18 +54,18 @@ def decode(entries: list[dict], notes: list[str]) -> Iterator[tuple[dict, np.nda
     for entry in entries:
         path = entry["path"]
         try:
-            waveform, rate, channels = audio.read(path)
+            waveform, rate, channels = audio.read(path, audio.SAMPLE_RATE)
         except audio.AudioError as error:
             skipped["cannot be read"].append(error)
             continue
-        if (short := len(waveform) < SHORTEST * rate) or not waveform.any():
+        if (short := len(waveform) < SHORTEST * audio.SAMPLE_RATE) or not waveform.any():
             skipped[f"shorter than {SHORTEST} s" if short else "silent"].append(path)
             continue
         if (rate, channels) != (audio.SAMPLE_RATE, 1):
             converted[rate, channels] += 1
-            waveform = audio.resample(waveform, rate, audio.SAMPLE_RATE)
         scale = audio.SAMPLE_RATE / rate
-        phones = layouts.read_phones(entry["phones"]) if entry["phones"] else ()
+        samples = len(waveform) * rate / audio.SAMPLE_RATE
+        phones = layouts.read_phones(entry["phones"], samples) if entry["phones"] else ()
         phones = tuple((round(start * scale), round(stop * scale), label) for start, stop, label in phones)
         yield {key: value for key, value in entry.items() if key != "path"} | {"phones": phones}, waveform
     if skipped:
@@ -112,9 +113,9 @@ def lay_conditions(utterances: tuple[Utterance, ...], packed: np.ndarray) -> Ite
 
 
 def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.ndarray]], notes: list[str]) -> None:
-    """Pack speech into `folder`, which appears only when it is whole. What is not among the fields is found out here:
-    where an utterance begins, its length and its trim, and its split where there are none. CorpusError where there are
-    no clips; OSError where `folder` cannot be written."""
+    """Pack speech into `folder`, which appears only when it is whole; where it is there and damaged, its files are
+    replaced. What is not among the fields is found out here: where an utterance begins, its length and its trim, and
+    its split where there are none. CorpusError where there are no clips; OSError where `folder` cannot be written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory("", "packing-", folder.parent, ignore_cleanup_errors=True) as temporary:
         rows, samples = [], 0
@@ -132,12 +133,17 @@ def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.n
         drawn = layouts.draw_splits(rows, name, notes)
         utterances = [vars(Utterance(**row)) for row in rows]
         index = {"layout": layout, "notes": notes, "drawn": drawn, "samples": samples, "utterances": utterances}
-        (packed / "index.json").write_text(json.dumps(index))
+        content = json.dumps(index).encode()
+        (packed / "index.json").write_bytes(content)
+        (packed / "index.sha256").write_text(hashlib.sha256(content).hexdigest())
         try:
             packed.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same
+            if not folder.is_dir():
                 raise
+            if read(folder) is None:  # else another process was first, with the same
+                for file in packed.iterdir():  # not the folder: another process may be about to open its files
+                    file.replace(folder / file.name)
 
 
 class Packed(NamedTuple):
@@ -151,7 +157,10 @@ class Packed(NamedTuple):
 def read(folder: Path) -> Packed | None:
     """What is in a packed folder; None where there is none or it is damaged."""
     try:
-        index = json.loads((folder / "index.json").read_text())
+        content = (folder / "index.json").read_bytes()
+        if hashlib.sha256(content).hexdigest() != (folder / "index.sha256").read_text():
+            return None
+        index = json.loads(content)
         packed = np.memmap(folder / "waveforms.int16", dtype="<i2", mode="r", shape=(index["samples"],))
     except (OSError, ValueError):
         return None

@@ -317,6 +317,17 @@ def test_every_format_is_read(tmp_path, name, format, subtype, error, rate):
     assert np.abs(audio.load(tmp_path / name) - expected)[200:-200].max() < error + 2e-3
 
 
+def test_a_flac_without_its_length_is_read(tmp_path):
+    """Fails where the length is taken from a header that lacks it, as a piped encoder's does, or blocks are lost."""
+    waveform = np.random.default_rng(0).integers(-(2**15), 2**15, (2**20 + 99, 2)).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", waveform, 16_000)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] &= 0xF0  # the number of samples: the last 36 bits before the checksum of STREAMINFO
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    assert np.array_equal(audio.read(tmp_path / "a.flac")[0], (waveform / np.float32(2**15)).mean(axis=1))
+
+
 def test_written_files_come_back(tmp_path):
     """Fails where 16 bits are not used well, loud waveforms wrap around, or quiet ones are made louder."""
     waveform = np.random.default_rng(0).uniform(-1, 1, 4000).astype(np.float32)
@@ -364,10 +375,12 @@ SHORTENED = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\ne
         ("cut.flac", b"fLaC\x00\x00", "does not decode"),
         ("packed.wv1", SHORTENED + b"ajkg\x02" + bytes(999), "shorten"),
         ("silent.wav", np.zeros(0), "no samples"),
-        ("infinite.wav", np.array([0, np.inf, 0]), "infinite or not numbers"),
-        ("undefined.wav", np.array([np.nan, 0, 0]), "infinite or not numbers"),
+        ("infinite.wav", np.array([0, np.inf, 0]), "infinite, too large or not numbers"),
+        ("undefined.wav", np.array([np.nan, 0, 0]), "infinite, too large or not numbers"),
+        ("opposed.wav", np.array([[np.inf, -np.inf]]), "infinite, too large or not numbers"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_files_get_one_line(tmp_path, name, content, reason):
     """Fails where a bad file goes on silently, or the error does not say which file and what is wrong."""
     path = tmp_path / name
@@ -379,6 +392,17 @@ def test_bad_files_get_one_line(tmp_path, name, content, reason):
         audio.read(path)
     line = str(error.value)
     assert line.startswith(f"{path}: ") and reason in line and "\n" not in line
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(1, 0), (3999, 0), (4000, 1), (768_000, 1), (768_001, 0)])
+def test_rates_that_are_no_rates_of_speech_are_refused(tmp_path, rate, taken):
+    """Fails where a header that claims 1 Hz makes 16,000 samples of every one, or a rate that occurs is refused."""
+    soundfile.write(tmp_path / "a.wav", np.full(1000, 0.5), rate)
+    if taken:
+        assert len(audio.load(tmp_path / "a.wav")) == np.ceil(1000 * 16_000 / rate)
+    else:
+        with pytest.raises(AudioError, match=rf"a\.wav: claims a sampling rate of {rate} Hz; expected 4000 to 768000$"):
+            audio.load(tmp_path / "a.wav")
 
 
 def test_a_folder_is_not_a_sound_file(tmp_path):

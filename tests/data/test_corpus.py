@@ -13,7 +13,7 @@ import soundfile
 import torch
 from scipy.stats import chi2
 
-from minidvae.data import audio, synthetic
+from minidvae.data import audio, packing, synthetic
 from minidvae.data.corpus import Corpus, CorpusError, Utterance, absolute, load_corpus
 from minidvae.data.crops import Augmentation, RandomCrops, consecutive_crops
 from minidvae.data.packing import CONDITIONS
@@ -176,9 +176,29 @@ def test_phones(tmp_path, load):
         "FCJF0": ((0, 1000, "h#"), (1000, 1600, "dh")),
         "FDAW0": ((0, 2000, "h#"), (2000, 3200, "dh")),
     }
-    (tmp_path / "t/TRAIN/DR1/FCJF0/SX1.PHN").write_text("h# 0 1000\n")
-    with pytest.raises(CorpusError, match="SX1.PHN.*start stop label"):
-        load(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "h# 0 1000",  # another order of the columns
+        "1200 1100 dh",  # stops before it starts
+        "500 1600 dh",  # starts before the one above it
+        "-1 1600 dh",
+        "1600 3201 dh",  # beyond the end
+        f"1600 {'9' * 4000} dh",
+        f"1600 {'9' * 5000} dh",  # more digits than Python takes
+    ],
+)
+def test_wrong_phones(line, tmp_path, load):
+    """A phone label that cannot be is taken, or its error does not name the file, the line and what would be right."""
+    write(tmp_path / "speech/train/a/x.wav", noise(0.4, 8000), 8000)
+    (tmp_path / "speech/train/a/x.phn").write_text(f"0 1000 h#\n\n1000 1600 dh\n{line}\n")
+    with pytest.raises(CorpusError, match=r"x\.phn: line 4: .* start stop label.*3200 samples") as raised:
+        load(tmp_path / "speech")
+    assert len(str(raised.value)) < 300
+    (tmp_path / "speech/train/a/x.phn").write_text("0 1000 h#\n1000 3200 dh\n")
+    assert load(tmp_path / "speech").utterances[0].phones[-1] == (2000, 6400, "dh")
 
 
 def test_splits_drawn_by_speaker(tmp_path, load):
@@ -311,6 +331,19 @@ def test_other_rates_and_channels(tmp_path, load):
     assert load.notes[0] == f"converted to 16 kHz mono: {origins}"
 
 
+def test_samples_at_the_ends_of_float32(tmp_path, load):
+    """Samples so large or small that resampling makes infinity or silence of them stop the corpus, or get into it."""
+    folder = tmp_path / "speech/train/a"
+    write(folder / "good.wav")
+    loud = 3.4e38 * np.sign(np.sin(np.arange(8000)))
+    soundfile.write(folder / "loud.wav", loud, 8000, subtype="FLOAT")
+    soundfile.write(folder / "stereo.wav", np.stack([loud, loud], 1), RATE, subtype="FLOAT")
+    soundfile.write(folder / "faint.wav", np.full(44100, 1e-45), 44100, subtype="FLOAT")
+    corpus = load(tmp_path / "speech")
+    assert [u.name for u in corpus.utterances] == ["good"] and np.abs(corpus.waveform(0)).max() == 1
+    assert load.notes[0].startswith("skipped 3 of 4 files: 1 silent") and "2 cannot be read" in load.notes[0]
+
+
 def test_bad_files_are_skipped_and_counted(tmp_path, load):
     """A bad file stops the rest, gets into the corpus, or is not counted in one line."""
     folder = tmp_path / "speech/train/a"
@@ -334,6 +367,15 @@ def test_bad_files_are_skipped_and_counted(tmp_path, load):
     assert "\n" not in str(raised.value)
 
 
+def test_names_that_are_not_utf_8(tmp_path, load):
+    """A file whose name is not UTF-8 is lost, or cannot be told of on a terminal."""
+    write(tmp_path / "speech/train/a/good.wav")
+    (tmp_path / "speech/train/a/good.wav").rename(tmp_path / "speech/train/a" / os.fsdecode(b"good\xe9.wav"))
+    (tmp_path / "speech/train/a" / os.fsdecode(b"bad\xff.wav")).write_text("not a sound")
+    assert [u.name for u in load(tmp_path / "speech").utterances] == ["good_"]
+    assert r"bad\udcff.wav: does not decode" in load.notes[0] and "\n".join(load.notes).encode()
+
+
 def test_nothing_there(tmp_path, load, monkeypatch):
     """A missing, empty or unreadable folder gives a traceback, or does not say what was looked for."""
     with pytest.raises(CorpusError, match="nowhere: no such file or folder; looked for"):
@@ -350,6 +392,15 @@ def test_nothing_there(tmp_path, load, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(CorpusError, match=r"empty: cannot be read \(Permission denied\)"):
         load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.phn", "speakers.tsv", "b.dot", "b.trans.txt"])
+def test_labels_that_are_no_regular_files(name, tmp_path, load):
+    """A pipe or a device among the labels is read, which hangs or fills the memory."""
+    write(tmp_path / "speech/train/anna/a.wav")
+    (tmp_path / "speech/train/anna" / name).symlink_to(os.devnull)  # the one that does not hang where this fails
+    with pytest.raises(CorpusError, match=f"{name}: not a regular file; expected a text file"):
+        load(tmp_path / "speech")
 
 
 def test_links(tmp_path, load):
@@ -431,23 +482,61 @@ def test_two_processes_pack_at_once(folder, load, monkeypatch):
     """The second of two processes to finish fails, or harms what the first has opened."""
     read, others = audio.read, []
 
-    def another_first(path):
+    def another_first(*arguments):
         if not others:
             others.append(None)
             others[0] = load(folder)
-        return read(path)
+        return read(*arguments)
 
     monkeypatch.setattr(audio, "read", another_first)
     mine = load(folder)
     np.testing.assert_array_equal(mine.packed, others[0].packed)
 
 
-def test_damaged_cache_is_packed_again(folder, tmp_path, load):
-    """A truncated file in the cache ends in a traceback or in a shorter corpus."""
-    whole = np.array(load(folder).packed)
+@pytest.mark.parametrize(
+    "file, change",
+    [
+        ("waveforms.int16", lambda content: content[:1000]),
+        ("waveforms.int16", lambda content: b""),
+        ("index.json", lambda content: b"{}"),
+        ("index.json", lambda content: b"[1]"),
+        ("index.json", lambda content: content.replace(b'"start": 0', b'"start": -9')),
+        ("index.json", lambda content: content.replace(b'"length": 4800', b'"length": 4900')),
+        ("index.json", lambda content: content.replace(b'"samples": 24000', b'"samples": 4800')),
+        ("index.json", lambda content: content.replace(b'"split": "train"', b'"split": null')),
+    ],
+)
+def test_damaged_cache_is_packed_again(file, change, folder, tmp_path, load):
+    """A damaged file in the cache, whatever it still says, ends in a traceback or in another corpus."""
+    first = load(folder)
+    whole = np.array(first.packed)
+    damaged = next((tmp_path / "cache").glob(f"*/{file}"))
+    content = damaged.read_bytes()
+    assert change(content) != content
+    damaged.write_bytes(change(content))
+    again = load(folder)
+    np.testing.assert_array_equal(again.packed, whole)
+    assert again.utterances == first.utterances and damaged.read_bytes() == content
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_two_processes_mend_a_damaged_cache(folder, tmp_path, load, monkeypatch):
+    """The second of two processes that found the cache damaged deletes what the first has packed anew."""
+    load(folder)
     packed = next((tmp_path / "cache").glob("*/waveforms.int16"))
-    packed.write_bytes(packed.read_bytes()[:1000])
-    np.testing.assert_array_equal(load(folder).packed, whole)
+    packed.write_bytes(b"")
+    read, others = packing.read, []
+
+    def another_after(place):
+        found = read(place)
+        if not others:
+            others.append(None)
+            others[:] = load(folder), packed.stat().st_ino  # an inode that is not free while the first maps it
+        return found
+
+    monkeypatch.setattr(packing, "read", another_after)
+    np.testing.assert_array_equal(load(folder).packed, others[0].packed)
+    assert packed.stat().st_ino == others[1]
 
 
 def test_cache_folder(folder, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """train.py and evaluate.py as a user calls them: what they leave behind, resuming, and bad input."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import soundfile
 import torch
 from cli import ROOT, call, evaluate_script, log, surroundings, train_script  # noqa: F401
 
+from minidvae import command_line
 from minidvae.data.audio import STFT
 from minidvae.data.corpus import load_corpus
 from minidvae.data.crops import consecutive_crops
@@ -290,6 +292,14 @@ def test_bad_input_is_one_line(arguments, capsys):
     error = capsys.readouterr().err.strip()
     assert BAD[arguments] in error and error.startswith("train.py: error: ") and "\n" not in error
     assert list(Path().iterdir()) == []
+
+
+def test_names_that_standard_output_cannot_encode(monkeypatch):
+    """A speaker whose folder is not named in UTF-8 ends a script that prints the name in a traceback."""
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "utf-8"))
+    command_line.run(lambda: print(os.fsdecode(b"anna\xff"), flush=True))
+    assert output.getvalue() == b"anna\\udcff\n"
 
 
 def test_evaluate_refuses_what_is_not_a_run(speech, tmp_path, capsys):

@@ -2,7 +2,8 @@
 
     python evaluate.py                                # the newest run, resynthesis of its corpus's test split
     python evaluate.py runs/A runs/B --data DIR       # one table, a row for each run
-    python evaluate.py runs/A --task verification     # or generation, exchange, transformation, recognition
+    python evaluate.py runs/A --task verification     # or generation, exchange, transformation, recognition,
+                                                      # enhancement
     python evaluate.py light_dvae-librispeech --data my.wav    # a model that ships; a file or a folder of your own
 
 Without --task, a run is evaluated by the first of the tasks below that its model is for. Results, figures and wav files
@@ -17,18 +18,28 @@ import torch
 
 from minidvae.command_line import SOURCES_OF_SPEECH, Parser, check_seed, choose_device, run
 from minidvae.data.corpus import Corpus, load_corpus
-from minidvae.experiments import exchange, generation, recognition, resynthesis, transformation, verification
+from minidvae.enhancement import E_STEPS, Settings
+from minidvae.experiments import (
+    enhancement,
+    exchange,
+    generation,
+    recognition,
+    resynthesis,
+    transformation,
+    verification,
+)
 from minidvae.experiments.runs import Options, Run
 from minidvae.files import write_json
 from minidvae.training import checkpoint
 from minidvae.training.checkpoint import RUNS, newest_run
 from minidvae.training.settings import SettingError, known
 
-MODULES = (resynthesis, generation, exchange, transformation, verification, recognition)
+MODULES = (resynthesis, generation, exchange, transformation, verification, recognition, enhancement)
 TASKS = {module.__name__.split(".")[-1]: module for module in MODULES}
 LEARN = ("generation", "transformation", "verification")  # tasks that learn from the training split
 ONLY_FOR = dict.fromkeys(("recogniser", "clips", "repeats", "w"), "generation")  # flag: the task that it is for
 ONLY_FOR |= {"mode": "resynthesis", "trials": "verification", "lexicon": "recognition"}
+ONLY_FOR |= dict.fromkeys(("noise", "snr", "pairs", "method", "iterations"), "enhancement")
 
 
 def arguments() -> argparse.Namespace:
@@ -57,6 +68,14 @@ def arguments() -> argparse.Namespace:
     add("--w", choices=generation.W, help=w)
     lexicon = "recognition: file of lines `word phone phone …` (default: the built-in corpus's own; else no words)"
     add("--lexicon", type=Path, help=lexicon)
+    add("--noise", type=Path, metavar="DIR", help="enhancement: folder of sounds of noise (default: built-in noises)")
+    ratios = f"enhancement: signal-to-noise ratios, dB (default: {' '.join(map('{:g}'.format, enhancement.SNRS))})"
+    add("--snr", type=float, nargs="+", metavar="DB", help=ratios)
+    pairs = "enhancement: recorded pairs in place of --data, DIR/clean and DIR/noisy, or clean-* and noisy-* in DIR"
+    add("--pairs", type=Path, metavar="DIR", help=pairs)
+    method = f"enhancement: how latents are found (default: {Options().method})"
+    add("--method", choices=E_STEPS, default=Options().method, help=method)
+    add("--iterations", type=int, help=f"enhancement: at most so many steps (default: {Settings().iterations})")
     add("--json", type=Path, help="also write all results to this file")
     add("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")

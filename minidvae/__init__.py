@@ -3,6 +3,7 @@
     build_model(name, **settings)                      a model of `minidvae.models.MODELS`
     load_run(folder)                                   the model of a run folder, its STFT, what its checkpoint holds
     load_pretrained("light_dvae-librispeech")          the same of a model that ships
+    enhance(waveform, rate)                            a noisy recording → a clean one
     load_dvae_speech(folder)                           a model in the published format "DVAE-speech", and its STFT
     import_dvae_speech(state_dict, network)            the same from a state dict and the settings in [Network]
 
@@ -15,6 +16,7 @@ _PLACES = {
     "build_model": "minidvae.models",
     "load_run": "minidvae.training.checkpoint",
     "load_pretrained": "minidvae.training.checkpoint",
+    "enhance": "minidvae.enhancement",
     "load_dvae_speech": "minidvae.models.published",
     "import_dvae_speech": "minidvae.models.published",
 }

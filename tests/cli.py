@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import evaluate as evaluate_script  # noqa: F401
+import minidvae.__main__ as command
 import train as train_script  # noqa: F401
 from minidvae import command_line
 
@@ -43,3 +44,14 @@ def log(run) -> list[dict]:
     """The reports of a run without their times."""
     lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def minidvae_command(*arguments) -> int:
+    before, sys.argv = sys.argv, ["minidvae", *map(str, arguments)]
+    try:
+        command.console()
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    return 0

@@ -41,11 +41,11 @@ class _FromStartToEnd(soundfile.SoundFile):
         return False
 
 
-def read(path: str | Path, new_rate: int | None = None) -> tuple[np.ndarray, int, int]:
+def read(path: str | Path, new_rate: int | None = None, mix: bool = True) -> tuple[np.ndarray, int, int]:
     """Decode a sound file: wav, flac, ogg, NIST SPHERE or whatever else libsndfile opens. Returns the waveform
     (samples,) as float32, channels averaged, at `new_rate` Hz (None: as it is); the file's sampling rate in Hz; how
-    many channels it had. Raises AudioError where the file is missing, does not decode, claims a rate outside of
-    SLOWEST to FASTEST, is empty or does not become finite numbers."""
+    many channels it had. Without `mix` channels are kept, (samples, channels). Raises AudioError where the file is
+    missing, does not decode, has a rate outside of SLOWEST to FASTEST, is empty or does not become finite numbers."""
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file; expected a sound file (wav, flac, ogg, NIST SPHERE)")
@@ -56,12 +56,12 @@ def read(path: str | Path, new_rate: int | None = None) -> tuple[np.ndarray, int
                 raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
             file.seek(0)
             with _FromStartToEnd(file) as sound, np.errstate(over="ignore", invalid="ignore"):
-                rate, channels, blocks = sound.samplerate, sound.channels, [np.empty(0, np.float32)]
+                rate, channels, blocks = sound.samplerate, sound.channels, []
                 if not SLOWEST <= rate <= FASTEST:
                     raise AudioError(f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}")
                 while len(block := sound.read(2**16 // channels, "float32", always_2d=True)):
-                    blocks.append(block.mean(axis=1))
-                waveform = np.concatenate(blocks)
+                    blocks.append(block.mean(axis=1) if mix else block)
+                waveform = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
         why = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE") from None
@@ -79,7 +79,7 @@ def load(path: str | Path, rate: int = SAMPLE_RATE) -> np.ndarray:
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """n samples (n,) at `rate` Hz → (⌈n·new_rate/rate⌉,) at `new_rate` Hz, by a polyphase low-pass filter."""
+    """n samples (n, …) at `rate` Hz → (⌈n·new_rate/rate⌉, …) at `new_rate` Hz, by a polyphase low-pass filter."""
     if rate == new_rate:
         return waveform
     common = math.gcd(rate, new_rate)
@@ -87,8 +87,8 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def write(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> None:
-    """Write a waveform (samples,) as 16-bit wav, scaled down to full scale where its peak is above 1. AudioError where
-    a sample is not finite or the file cannot be written."""
+    """Write a waveform (samples,) or (samples, channels) as 16-bit wav, scaled down to full scale where its peak is
+    above 1. AudioError where a sample is not finite or the file cannot be written."""
     path = Path(path)
     waveform = np.asarray(waveform, dtype=np.float64)
     peak = np.abs(waveform).max(initial=0.0)

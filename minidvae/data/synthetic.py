@@ -519,7 +519,7 @@ def _babble(n: int, rng: Generator) -> np.ndarray:
     return (talkers * (1 + np.sin(2 * np.pi * rate * np.arange(n) / SAMPLE_RATE + start))).sum(0)
 
 
-def _noise(kind: str, n: int, rng: Generator, babble: Callable) -> np.ndarray:
+def make_noise(kind: str, n: int, rng: Generator, babble: Callable = _babble) -> np.ndarray:
     """One of NOISES, (n,); restaurant is the clatter of dishes over babble."""
     if kind == "white":
         return rng.standard_normal(n)
@@ -558,7 +558,7 @@ def apply_condition(waveform: np.ndarray, condition: str, rng: Generator, babble
         y = irfft(rfft(y, padded) * _amplitude(gain), padded)[: len(y)]
     if condition != "channel":
         kind, ratio = rng.choice(NOISES).item(), rng.uniform(5, 15)
-        noise = _noise(kind, len(y), rng, babble)
+        noise = make_noise(kind, len(y), rng, babble)
         y = y + noise * np.sqrt(np.mean(y**2) / np.mean(noise**2)) * _amplitude(-ratio)
     y *= peak / np.abs(y).max()
     return (np.rint(y) if np.issubdtype(waveform.dtype, np.integer) else y).astype(waveform.dtype)

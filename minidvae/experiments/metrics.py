@@ -11,7 +11,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -68,10 +68,11 @@ def raw_pesq(lqo: float) -> float:
     return float((4.6607 - np.log(4 / (lqo - 0.999) - 1)) / 1.4945)
 
 
-def pesq(estimate: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Narrow-band PESQ (ITU-T P.862): the raw score, as the papers print it, and MOS-LQO (P.862.1). Recordings longer
-    than 20 s are scored in equal pieces no longer than that, and averaged: the reference implementation has room for 50
-    stretches of speech and writes past it beyond; one takes 0.4 s at least, so that 20 s are safe."""
+def pesq(estimate: np.ndarray, reference: np.ndarray, band: str = "nb") -> tuple[float, float]:
+    """Narrow-band PESQ (ITU-T P.862): the raw score, as the papers print it, and MOS-LQO (P.862.1); with band "wb" the
+    second is that of wide-band PESQ (P.862.2), and the first nothing. Recordings longer than 20 s are scored in equal
+    pieces no longer than that, and averaged: the reference implementation has room for 50 stretches of speech and
+    writes past it beyond; one takes 0.4 s at least, so that 20 s are safe."""
     estimate, reference = _pair(estimate, reference)
     if not _audible(estimate, reference):
         return np.nan, np.nan
@@ -79,7 +80,7 @@ def pesq(estimate: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     for x_hat, x in zip(np.array_split(estimate, count), np.array_split(reference, count), strict=True):
         if _audible(x_hat, x):
             with suppress(itu_p862.PesqError, ValueError):  # no speech found, or shorter than 0.25 s
-                lqo = itu_p862.pesq(SAMPLE_RATE, x, x_hat, "nb")
+                lqo = itu_p862.pesq(SAMPLE_RATE, x, x_hat, band)
                 scores.append((raw_pesq(lqo), lqo))
     raw, lqo = np.mean(scores, axis=0) if scores else (np.nan, np.nan)
     return float(raw), float(lqo)
@@ -110,8 +111,23 @@ def resynthesis_metrics(reference: np.ndarray, estimate: np.ndarray) -> dict[str
     }
 
 
-def resynthesis_metrics_of(pairs: Iterable[tuple], workers: int | None = None) -> Iterator[dict[str, float]]:
-    """`resynthesis_metrics` of every (reference, estimate), in order, on so many processes (None: one for each core) of
+def enhancement_metrics(clean: np.ndarray, noisy: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
+    """What enhancement is measured by; si_sdr_gain: over the noisy recording's. The three PESQs are never mixed."""
+    raw, lqo = pesq(estimate, clean)
+    return {
+        "si_sdr": si_sdr(estimate, clean),
+        "si_sdr_gain": si_sdr(estimate, clean) - si_sdr(noisy, clean),
+        "pesq": raw,
+        "pesq_lqo": lqo,
+        "pesq_wb": pesq(estimate, clean, "wb")[1],
+        "estoi": stoi(estimate, clean, extended=True),
+    }
+
+
+def metrics_of(
+    pairs: Iterable[tuple], measure: Callable = resynthesis_metrics, workers: int | None = None
+) -> Iterator[dict[str, float]]:
+    """`measure` of every (reference, …, estimate), in order, on so many processes (None: one for each core) of
     one thread. Pairs are taken from the iterable as workers get free: at most two for each worker are in memory. Raises
     ChildProcessError where a worker is killed. Workers import the script that calls this, which therefore needs the
     usual `if __name__ == "__main__":`."""
@@ -121,7 +137,7 @@ def resynthesis_metrics_of(pairs: Iterable[tuple], workers: int | None = None) -
     pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker), deque()
     try:
         for pair in pairs:
-            waiting.append(pool.submit(resynthesis_metrics, *pair))
+            waiting.append(pool.submit(measure, *pair))
             if len(waiting) == 2 * workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -99,7 +99,7 @@ def evaluate_run(run: Run, options: Options) -> dict:
                     figures.spectrograms(panels, stft, folder / f"{name}.png")
                 yield waveform, estimate
 
-    measures = metrics.resynthesis_metrics_of(pairs())
+    measures = metrics.metrics_of(pairs())
     measures = list(tqdm(measures, "resynthesis", len(test), unit="utterance", disable=None))
     rows = []
     for index, row in sorted(zip(chain(*groups), measures, strict=True), key=itemgetter(0)):

@@ -67,6 +67,11 @@ class Options:
     repeats: int | None = None
     w: str | None = None
     lexicon: Path | None = None
+    noise: Path | None = None
+    snr: tuple[float, ...] | None = None
+    pairs: Path | None = None
+    method: str = "ldem"
+    iterations: int | None = None
 
 
 def noise_of(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -163,7 +163,7 @@ def test_waveforms_of_two_lengths_are_refused():
     for run in (
         lambda: metrics.rmse(np.zeros(5), np.zeros(4)),
         lambda: metrics.si_sdr(np.zeros((1, 4)), np.zeros((1, 4))),
-        lambda: list(metrics.resynthesis_metrics_of([(np.zeros(5), np.zeros(4))] * 3, workers=2)),
+        lambda: list(metrics.metrics_of([(np.zeros(5), np.zeros(4))] * 3, workers=2)),
     ):
         with pytest.raises(ValueError, match="expected one length"):
             run()
@@ -190,7 +190,7 @@ def pairs(count):
 def test_workers_give_what_one_process_gives():
     """Fails where workers compute other numbers, or rows lose their order."""
     inline = [metrics.resynthesis_metrics(*pair) for pair in pairs(7)]
-    parallel = list(metrics.resynthesis_metrics_of(pairs(7), workers=3))
+    parallel = list(metrics.metrics_of(pairs(7), workers=3))
     assert [row["si_sdr"] for row in inline] == sorted((row["si_sdr"] for row in inline), reverse=True)
     for one, other in zip(inline, parallel, strict=True):
         assert list(one) == list(other) == NAMES
@@ -206,7 +206,7 @@ def test_pairs_are_taken_as_they_are_needed():
             ahead.append(taken - len(done))
             yield pair
 
-    for row in metrics.resynthesis_metrics_of(watched(), workers=2):
+    for row in metrics.metrics_of(watched(), workers=2):
         done.append(row)
     assert len(done) == 12 and max(ahead) <= 4
 
@@ -223,7 +223,7 @@ def test_a_killed_worker_is_an_error_and_none_is_left():
         yield from pairs(4)
 
     with pytest.raises(ChildProcessError, match="was killed"):
-        list(metrics.resynthesis_metrics_of(murderous(), workers=2))
+        list(metrics.metrics_of(murderous(), workers=2))
     assert not multiprocessing.active_children()
 
 
@@ -237,7 +237,7 @@ def test_the_environment_stays_as_it_was(monkeypatch):
         seen.append((os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]))
         yield from pairs(1)
 
-    list(metrics.resynthesis_metrics_of(watched(), workers=1))
+    list(metrics.metrics_of(watched(), workers=1))
     assert seen == [("1", "1")]
     assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
 
@@ -257,7 +257,7 @@ if __name__ == "__main__":
     matrix = torch.randn(600, 600, requires_grad=True)
     (matrix @ matrix).sum().backward()
     waveform = np.sin(0.3 * np.arange(16_000)) * np.sin(0.001 * np.arange(16_000))
-    print(len(list(metrics.resynthesis_metrics_of([(waveform, 0.5 * waveform)] * 3, workers=2))))
+    print(len(list(metrics.metrics_of([(waveform, 0.5 * waveform)] * 3, workers=2))))
 """)
     result = subprocess.run(
         [sys.executable, script],

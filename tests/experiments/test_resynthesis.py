@@ -40,7 +40,7 @@ def test_evaluation_in_batches_keeps_utterances_apart(speech, tmp_path, monkeypa
         scores.extend({"first": float(estimate[1000]), "samples": len(original)} for original, estimate in pairs)
         return scores
 
-    monkeypatch.setattr(metrics, "resynthesis_metrics_of", first_samples)
+    monkeypatch.setattr(metrics, "metrics_of", first_samples)
     rows = resynthesis.evaluate_run(run, Options())["utterances"]
     assert [row["name"] for row in rows] == [utterance.name for utterance in test.utterances]
     for index, row in enumerate(rows):

@@ -1,45 +1,20 @@
 """The models that ship: made of a run, used by name wherever a run folder is, on recordings of one's own."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
-import pretrained as pretrained_script
 import pytest
 import soundfile
 import torch
-from cli import call, evaluate_script, log, surroundings, train_script  # noqa: F401
+from cli import call, evaluate_script, log, minidvae_command, surroundings, train_script  # noqa: F401
 
 import minidvae
-import minidvae.__main__ as command
 from minidvae.data import audio
 from minidvae.experiments.runs import segments_of
 from minidvae.experiments.transformation import convert, join_segments
 from minidvae.models import build_model
 from minidvae.training import checkpoint
-
-
-def minidvae_command(*arguments) -> int:
-    before, sys.argv = sys.argv, ["minidvae", *map(str, arguments)]
-    try:
-        command.console()
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
-
-
-@pytest.fixture
-def shipped(speech, tmp_path, monkeypatch) -> str:
-    """A small VAE under the name of a model that ships, in the place of those that do."""
-    monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")
-    monkeypatch.setattr(pretrained_script, "PRETRAINED", tmp_path / "pretrained")
-    arguments = ["--recipe", "quick", "--data", speech, "--run", "run", "--steps", 4]
-    assert call(train_script, "--model", "vae", *arguments, "--set", "frames=20", "batch=4") == 0
-    assert call(pretrained_script, "run", "vae-test") == 0
-    return "vae-test"
 
 
 def test_a_shipped_model_is_the_run_in_half_precision(shipped):

@@ -1,0 +1,267 @@
+"""Speech enhancement with a DVAE as the prior of clean speech; the noise is learned from the recording itself.
+
+    x = s + n,   s_tf ~ N_c(0, g_t·v_tf(z)),   n_tf ~ N_c(0, (HW)_tf),   so   x_tf ~ N_c(0, V_tf),  V = g·v(z) + HW
+
+v = e^l is the decoder's variance, g_t > 0 a gain, H (frames × K) and W (K × bins) are non-negative (Leglaive et al.,
+ICASSP 2020; Bie et al., IEEE/ACM TASLP 2022). Latents and noise are improved in turn on
+
+    −log p(x, z) = Σ_tf (|x_tf|²/V_tf + log V_tf) − log p(z)                 or its bound with q(z)
+
+by one of three E-steps, and what comes out is the Wiener estimate ŝ = mean_r(g·v_r/V_r)·x over samples z_r:
+
+    vem     the inference network, started from the trained one, is trained on this recording
+    peem    z itself is: the most probable one (Sadeghi & Serizel, ICASSP 2022)
+    ldem    the same with noise in every step, several chains: samples of the posterior (Sadeghi & Serizel 2024)
+
+An autoregressive decoder is given the present estimate of the clean past.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data import audio
+from .data.audio import STFT
+from .models.base import DVAE, LOG_VARIANCE_RANGE, Gaussian, past
+from .training.checkpoint import load_run
+
+BLOCK, OVERLAP = 10 * audio.SAMPLE_RATE, audio.SAMPLE_RATE  # samples enhanced at once, and shared by two blocks
+DEFAULT = "light_dvae-librispeech"  # the model
+QUIET = 0.2  # of the frames, in each bin, are taken for noise at first
+FLOOR = 1e-10  # of the noise; a recording has a peak of 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    method: str = "ldem"
+    iterations: int = 60
+    rank: int = 8  # K, of the noise
+    chains: int = 2  # how many z are sampled side by side
+    rate: float = 0.2  # of the steps; latents move in units of their spread over the recording
+    noise: float = 0.1  # ldem: deviation of what is added to each step, in the same unit
+
+    @classmethod
+    def of(cls, method: str, iterations: int | None = None) -> "Settings":
+        """The settings of a method, chosen on development speech in built-in noises."""
+        own = {"vem": dict(rate=1e-3, chains=1), "peem": dict(chains=1)}.get(method, {})
+        return cls(method, **own | ({} if iterations is None else {"iterations": iterations}))
+
+
+class Observation:
+    """What was recorded, and the noise and the gains in it that are known so far."""
+
+    def __init__(self, power: Tensor, rank: int, generator: torch.Generator, spectra: Tensor | None = None):
+        """power: |x|² (frames, bins). spectra: W (rank, bins) to go on from."""
+
+        def positive(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator).add(0.1).to(power)
+
+        self.power, self.gain = power, power.new_ones(len(power), 1)
+        floor = power.quantile(QUIET, dim=0) / -math.log1p(-QUIET)  # of noise that is steady, its mean
+        self.spectra = positive(rank, power.shape[1]) * floor if spectra is None else spectra
+        self.spectra = self.spectra / self.spectra.sum(1, keepdim=True)
+        self.levels = positive(len(power), rank) * floor.sum() / rank / 0.6  # H
+
+    @property
+    def noise(self) -> Tensor:
+        return (self.levels @ self.spectra).clamp_min(FLOOR)
+
+    def variance(self, speech: Tensor) -> Tensor:
+        """V of decoded variances (chains, frames, bins), same shape."""
+        return self.gain * speech + self.noise
+
+    def cost(self, speech: Tensor) -> Tensor:
+        """Σ |x|²/V + log V, (chains,)"""
+        variance = self.variance(speech)
+        return (self.power / variance + variance.log()).sum(dim=(1, 2))
+
+    def wiener(self, speech: Tensor) -> Tensor:
+        """The mean over chains of g·v/V, (frames, bins)."""
+        return (self.gain * speech / self.variance(speech)).mean(0)
+
+    def first_estimate(self) -> Tensor:
+        """|ŝ|² before the model is asked: Wiener gains of what exceeds the noise, at least 0.1."""
+        return (1 - self.noise / self.power).clamp_min(0.1).square() * self.power
+
+    def update(self, speech: Tensor) -> None:
+        """The M-step: W, H and g in turn, each by multiplication; none of them raises the cost (auxiliary functions,
+        Févotte & Idier 2011, with the exponent ½)."""
+
+        def sums() -> tuple[Tensor, Tensor]:
+            inverse = self.variance(speech).reciprocal()
+            return self.power * inverse.square().sum(0), inverse.sum(0)
+
+        over, under = sums()
+        self.spectra = self.spectra * ((self.levels.T @ over) / (self.levels.T @ under)).sqrt()
+        over, under = sums()
+        self.levels = self.levels * ((over @ self.spectra.T) / (under @ self.spectra.T)).sqrt()
+        total = self.spectra.sum(1, keepdim=True).clamp_min(FLOOR)
+        self.spectra, self.levels = self.spectra / total, self.levels * total.T
+        inverse = self.variance(speech).reciprocal()
+        over = (self.power * speech * inverse.square()).sum(dim=(0, 2))
+        self.gain = self.gain * (over / (speech * inverse).sum(dim=(0, 2))).sqrt()[:, None].clamp(1e-3, 1e3)
+
+
+def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:
+    """log p(z) per chain but for a constant, (chains,); p: its mean and log-variance, else N(0, I)."""
+    terms = z.square() if p is None else (z - p.mean).square() * torch.exp(-p.log_variance) + p.log_variance
+    return -0.5 * terms.flatten(1).sum(1)
+
+
+class Latents:
+    """z (and w) of every chain as parameters, the E-steps `peem` and `ldem`."""
+
+    def __init__(self, model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator):
+        self.model, self.deviation, self.generator = model, settings.noise * (settings.method == "ldem"), generator
+        with torch.no_grad():
+            output = model(power[None], model.draw_noise(1, len(power), generator))
+        starts = [output.q_z.mean] + [q.mean for q in [output.q_w] if q is not None]
+        self.spreads = [output.q_z.mean[0].std(0, correction=0), *(start.std() for start in starts[1:])]
+        self.latents = [start.expand(settings.chains, *start.shape[1:]).clone() for start in starts]
+        self.optimiser = torch.optim.Adam([u.requires_grad_() for u in self.latents], settings.rate)
+
+    def decode(self, x_past: Tensor) -> tuple[Tensor, Tensor]:
+        """The variance of speech (chains, frames, bins), and what the latents cost, (chains,)."""
+        z, *w = self.latents
+        log_variance, p_z = self.model.score(x_past.expand(len(z), -1, -1), z, *w)
+        cost = -log_prior(z, p_z) - sum(log_prior(other, None) for other in w)
+        return log_variance.clamp(*LOG_VARIANCE_RANGE).exp(), cost
+
+    @torch.no_grad()
+    def step(self) -> None:
+        before = [u.clone() for u in self.latents]
+        self.optimiser.step()
+        for u, start, spread in zip(self.latents, before, self.spreads, strict=True):
+            noise = torch.randn(u.shape, generator=self.generator).to(u) if self.deviation else 0.0
+            u.copy_(start + spread * (u - start + self.deviation * noise))
+
+
+class Inference:
+    """A copy of the model whose inference network is trained, the E-step `vem`. What its prior or its decoder uses too
+    stays as it is."""
+
+    def __init__(self, model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator):
+        self.model, self.power, self.generator = copy.deepcopy(model), power, generator
+        self.chains = settings.chains
+        parameters = list(self.model.parameters())
+        with torch.enable_grad():
+            output = self.model(power[None])
+            x_past, latents = past(self.model.input_scale(power[None])), [output.z, *self.sequence(output)]
+            score = self.model.score(x_past, *(latent.detach() for latent in latents))
+            total = sum(part.sum() for part in (score.log_variance, *(score.p_z or ())))
+            used = torch.autograd.grad(total, parameters, allow_unused=True)
+        trained = [p for p, gradient in zip(parameters, used, strict=True) if gradient is None]
+        self.optimiser = torch.optim.Adam(trained, settings.rate)
+
+    def sequence(self, output) -> list[Tensor]:
+        return [] if output.w is None else [output.w]
+
+    def decode(self, x_past: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.power.expand(self.chains, -1, -1)
+        output = self.model(x, self.model.draw_noise(self.chains, len(self.power), self.generator))
+        log_variance, p_z = self.model.score(x_past.expand(self.chains, -1, -1), output.z, *self.sequence(output))
+        cost = kl(output.q_z, p_z)
+        if output.q_w is not None:
+            cost = cost + kl(output.q_w, None)
+        return log_variance.clamp(*LOG_VARIANCE_RANGE).exp(), cost
+
+    def step(self) -> None:
+        self.optimiser.step()
+
+
+def kl(q: Gaussian, p: Gaussian | None) -> Tensor:
+    """KL(q ‖ p) per chain, (chains,); p: else N(0, I)"""
+    mean, log_variance = p or (torch.zeros_like(q.mean), torch.zeros_like(q.mean))
+    ratio = q.log_variance - log_variance
+    terms = ratio.exp() + (q.mean - mean).square() * torch.exp(-log_variance) - 1 - ratio
+    return 0.5 * terms.flatten(1).sum(1)
+
+
+E_STEPS = {"vem": Inference, "peem": Latents, "ldem": Latents}
+
+
+def gains_of(
+    model: DVAE,
+    power: Tensor,
+    settings: Settings,
+    generator: torch.Generator,
+    spectra=None,
+    tick: Callable[[], object] = bool,
+) -> tuple[Tensor, Observation, list[float]]:
+    """|x|² (frames, bins) of a recording with a peak of 1 → the gains of the Wiener estimate, (frames, bins), what was
+    learned of its noise, and the objective of every iteration. The samples of the last quarter make the estimate. vem
+    and peem stop when the objective has moved by less than 1e-4 of itself in ten iterations. `tick` is called after
+    each iteration. spectra: W to start from."""
+    observation = Observation(power, settings.rank, generator, spectra)
+    estimate = observation.first_estimate()
+    e_step = E_STEPS[settings.method](model, estimate, settings, generator)
+    kept, objective = [], []
+    for iteration in range(settings.iterations):
+        with torch.enable_grad():
+            speech, cost = e_step.decode(past(model.input_scale(estimate[None])))
+            observation.update(speech.detach())
+            loss = observation.cost(speech) + cost
+            moved = e_step.optimiser.param_groups[0]["params"]
+            gradients = torch.autograd.grad(loss.sum(), moved, allow_unused=True)
+        for parameter, gradient in zip(moved, gradients, strict=True):
+            parameter.grad = gradient
+        e_step.step()
+        gains = observation.wiener(speech.detach())
+        estimate = gains.square() * power
+        objective.append(loss.mean().item())
+        if iteration < 0.75 * settings.iterations or settings.method == "peem":
+            kept.clear()
+        kept.append(gains)
+        tick()
+        before = objective[max(0, iteration - 10)]
+        if settings.method != "ldem" and iteration > 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
+            break
+    return torch.stack(kept).mean(0), observation, objective
+
+
+@torch.no_grad()
+def enhance_speech(
+    model: DVAE, stft: STFT, waveform: Tensor, settings: Settings, seed: int = 0, tick: Callable[[], object] = bool
+) -> tuple[Tensor, list[tuple[Observation, list[float]]]]:
+    """A noisy waveform (samples,) at 16 kHz → the clean one, same shape, level and phase, and of each block what was
+    learned, (observation, objective). By blocks, so that memory does not grow with the length."""
+    if not waveform.any():
+        return waveform.clone(), []
+    generator, peak = torch.Generator().manual_seed(seed), waveform.abs().max()
+    clean, spectra, learned = torch.zeros_like(waveform), None, []
+    for start, stop, weight in blocks(len(waveform)):
+        spectrum = stft.analyse(waveform[start:stop] / peak)
+        power = spectrum.abs().square().clamp_min(audio.POWER_FLOOR)
+        gains, observation, objective = gains_of(model, power, settings, generator, spectra, tick)
+        clean[start:stop] += weight.to(clean) * peak * stft.synthesise(gains * spectrum, stop - start)
+        spectra = observation.spectra  # the next block goes on from the noise of this one
+        learned.append((observation, objective))
+    return clean, learned
+
+
+def enhance(waveform: np.ndarray, rate: int, model=DEFAULT, method="ldem", device="cpu") -> np.ndarray:
+    """Noisy speech (samples,) at `rate` Hz → clean speech at 16 kHz. model: run folder of a DVAE, or one that ships."""
+    network, stft, _ = load_run(model, device)
+    noisy = torch.from_numpy(audio.resample(waveform.astype(np.float32), rate, audio.SAMPLE_RATE)).to(device)
+    return enhance_speech(network.eval(), stft, noisy, Settings.of(method))[0].cpu().numpy()
+
+
+def blocks(samples: int) -> Iterator[tuple[int, int, Tensor]]:
+    """First and last sample of each block, all about as long, and weights (samples,) to fade them into one another."""
+    count = max(1, math.ceil((samples - OVERLAP) / (BLOCK - OVERLAP)))
+    length = math.ceil((samples + (count - 1) * OVERLAP) / count)
+    fade = (torch.arange(OVERLAP) + 0.5) / OVERLAP
+    for k in range(count):
+        start = k * (length - OVERLAP)
+        stop = min(samples, start + length)
+        weight = torch.ones(stop - start)
+        if k > 0:
+            weight[:OVERLAP] = fade
+        if k < count - 1:
+            weight[-OVERLAP:] = 1 - fade
+        yield start, stop, weight

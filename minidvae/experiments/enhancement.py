@@ -1,0 +1,196 @@
+"""Enhancement of noisy speech: mixtures of test speech with noise, or pairs of recordings, per signal-to-noise ratio.
+
+Beside the models stand the recording itself, a classical method that needs no training (log-MMSE), and as the ceiling
+the Wiener filter that knows speech and noise.
+"""
+
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import exp1
+from tqdm import tqdm
+
+from ..data import audio, synthetic
+from ..data.audio import SAMPLE_RATE, STFT
+from ..data.corpus import Corpus
+from ..data.layouts import AUDIO
+from ..enhancement import Settings, enhance_speech
+from ..training.settings import SettingError
+from . import figures, metrics, report, resynthesis
+from .runs import Options, Run
+
+MODELS = resynthesis.MODELS
+SNRS = (0.0, 5.0)  # dB
+EXAMPLES = 3  # mixtures of which sounds and a figure are kept
+BASELINES = ("noisy", "log-MMSE", "oracle Wiener")
+
+COLUMNS = {  # measure: heading, decimals
+    "si_sdr": ("SI-SDR", 2),
+    "si_sdr_gain": ("gain", 2),
+    "pesq": ("PESQ", 2),
+    "pesq_lqo": ("PESQ-LQO", 2),
+    "pesq_wb": ("PESQ-WB", 2),
+    "estoi": ("ESTOI", 3),
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    name: str
+    snr: float | None  # dB; None for recorded pairs
+    clean: np.ndarray  # (samples,)
+    noisy: np.ndarray
+
+
+def evaluate(runs: list[Run], options: Options) -> list[dict]:
+    """A table for each ratio, and results.json, wav files and figures in the folder of every run."""
+    results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
+    groups = dict.fromkeys(row["snr"] for row in results[0]["utterances"])
+    for snr in groups:
+        rows = {name: results[0]["baselines"][name] for name in BASELINES}
+        rows |= {title: result["utterances"] for title, result in zip(report.titles(runs), results, strict=True)}
+        cells = [[title, *row(utterances, snr)] for title, utterances in rows.items()]
+        print(f"\n{'recorded pairs' if snr is None else f'{snr:g} dB'}")
+        print(report.table(["", *(heading for heading, _ in COLUMNS.values()), "RTF"], cells))
+    about = "Gain: of SI-SDR over the noisy recording. PESQ: narrow band, raw (P.862) and LQO; wide band (P.862.2)."
+    print(f"\nMean ± standard error over recordings. {about} RTF: seconds of work for a second of sound.")
+    return results
+
+
+def row(utterances: list[dict], snr: float | None) -> list[str]:
+    """The cells of a table's row: means over the recordings of one ratio."""
+    chosen = [utterance for utterance in utterances if utterance["snr"] == snr]
+    summary = metrics.summary({name: utterance[name] for name in (*COLUMNS, "rtf")} for utterance in chosen)
+    parts = [(*(summary[name][key] for key in ("mean", "standard_error")), d) for name, (_, d) in COLUMNS.items()]
+    return [report.mean_and_error(*part) for part in parts] + [report.number(summary["rtf"]["mean"], ".2f")]
+
+
+def evaluate_run(run: Run, options: Options) -> dict:
+    """Every mixture enhanced and measured: {"settings", "utterances", "baselines": {name: utterances}}."""
+    settings, stft, mixtures = (
+        Settings.of(options.method, options.iterations),
+        run.stft,
+        list(mixtures_of(run, options)),
+    )
+    rows, seconds = [], []
+
+    def estimates() -> Iterator[tuple[np.ndarray, ...]]:
+        for number, mixture in enumerate(tqdm(mixtures, "enhancement", unit="recording", disable=None)):
+            noisy, seed = (
+                torch.from_numpy(mixture.noisy).to(run.device),
+                zlib.crc32(mixture.name.encode()) + options.seed,
+            )
+            start = time.perf_counter()
+            clean, learned = enhance_speech(run.model, stft, noisy, settings, seed)
+            estimate = clean.cpu().numpy()
+            seconds.append(time.perf_counter() - start)
+            run.check_finite(estimate, f"{mixture.name}: the model's output")
+            rows.append({"objective": [objective for _, objective in learned]})
+            if number < EXAMPLES:
+                keep(run, mixture, estimate, learned)
+            for other in (estimate, mixture.noisy, log_mmse(mixture.noisy), oracle(mixture, stft)):
+                yield mixture.clean, mixture.noisy, other
+
+    measures = list(metrics.metrics_of(estimates(), metrics.enhancement_metrics))
+    labels = [{"name": mixture.name, "snr": mixture.snr} for mixture in mixtures]
+    lengths = [len(mixture.noisy) / SAMPLE_RATE for mixture in mixtures]
+    model, *others = (measures[place :: 1 + len(BASELINES)] for place in range(1 + len(BASELINES)))
+    speeds = [{"rtf": spent / length} for spent, length in zip(seconds, lengths, strict=True)]
+    found = [label | one | speed | more for label, one, speed, more in zip(labels, model, speeds, rows, strict=True)]
+    baselines = {
+        name: [label | one | {"rtf": np.nan} for label, one in zip(labels, other, strict=True)]
+        for name, other in zip(BASELINES, others, strict=True)
+    }
+    return {"settings": vars(settings), "utterances": found, "baselines": baselines}
+
+
+def keep(run: Run, mixture: Mixture, estimate: np.ndarray, learned: list) -> None:
+    """Three sounds, and a picture of them with the noise as the model learned it."""
+    sounds = {"noisy": mixture.noisy, "enhanced": estimate, "clean": mixture.clean}
+    for kind, sound in sounds.items():
+        audio.write(run.target / f"{mixture.name}-{kind}.wav", sound)
+    peak = np.abs(mixture.noisy).max()
+    panels = [(kind, run.stft.analyse(torch.from_numpy(x / peak)).abs().square().numpy()) for kind, x in sounds.items()]
+    noise = torch.cat([observation.noise for observation, _ in learned]).cpu().numpy()
+    figures.spectrograms([*panels, ("noise as learned", noise)], run.stft, run.target / f"{mixture.name}.png")
+
+
+def mixtures_of(run: Run, options: Options) -> Iterator[Mixture]:
+    """Recorded pairs, or every test utterance at each ratio: with clips of a folder, looped where they are shorter, or
+    with the built-in noises in turn. The same ones for every model."""
+    if options.pairs:
+        yield from pairs_of(options.pairs)
+        return
+    clips = clips_of(options.noise) if options.noise else None
+    for snr in options.snr or SNRS:
+        yield from (mix(run.test, index, snr, clips, options.seed) for index in range(len(run.test)))
+
+
+def mix(test: Corpus, index: int, snr: float, clips: list[np.ndarray] | None, seed: int) -> Mixture:
+    utterance, clean = test.utterances[index], test.waveform(index)
+    random = np.random.default_rng((seed, zlib.crc32(utterance.name.encode())))
+    if clips is None:
+        noise = synthetic.make_noise(synthetic.NOISES[index % len(synthetic.NOISES)], len(clean), random)
+    else:
+        clip = clips[index % len(clips)]
+        noise = np.take(clip, np.arange(len(clean)) + random.integers(len(clip)), mode="wrap")
+    gain = np.sqrt(np.mean(clean**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
+    return Mixture(f"{utterance.name}-{snr:g}dB", snr, clean, (clean + gain * noise).astype(np.float32))
+
+
+def clips_of(folder: Path) -> list[np.ndarray]:
+    """The sounds of a folder that are not silent. SettingError where there is none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)
+    clips = [clip for clip in map(audio.load, files) if clip.any()]
+    if not clips:
+        raise SettingError(f"--noise {folder}: holds no sound of noise")
+    return clips
+
+
+def pairs_of(folder: Path) -> Iterator[Mixture]:
+    """DIR/clean/NAME and DIR/noisy/NAME, or clean-NAME and noisy-NAME in one folder. SettingError where there is none,
+    or two files differ in length."""
+    in_one = sorted(folder.glob("clean-*"))
+    found = in_one or sorted(path for path in (folder / "clean").glob("*") if path.suffix.lower() in AUDIO)
+    if not found:
+        raise SettingError(f"--pairs {folder}: expected clean/ and noisy/ with the same names, or clean-* and noisy-*")
+    for path in found:
+        name = path.name.removeprefix("clean-") if in_one else path.name
+        partner = folder / f"noisy-{name}" if in_one else folder / "noisy" / name
+        clean, noisy = audio.load(path), audio.load(partner)
+        if clean.shape != noisy.shape:
+            raise SettingError(f"--pairs {folder}: {path.name} and {partner.name} differ in length")
+        yield Mixture(Path(name).stem, None, clean, noisy)
+
+
+def oracle(mixture: Mixture, stft: STFT) -> np.ndarray:
+    """The Wiener filter |s|²/(|s|² + |n|²)."""
+    clean, noisy = (stft.analyse(torch.from_numpy(x)) for x in (mixture.clean, mixture.noisy))
+    speech, noise = clean.abs().square(), (noisy - clean).abs().square()
+    gains = speech / (speech + noise).clamp_min(1e-12)
+    return stft.synthesise(gains * noisy, len(mixture.noisy)).numpy()
+
+
+def log_mmse(noisy: np.ndarray, stft: STFT = STFT(512, 256)) -> np.ndarray:  # noqa: B008
+    """Ephraim & Malah 1985 (log-spectral amplitude, decision-directed a-priori ratio), with the noise tracked by the
+    probability of speech of Gerkmann & Hendriks 2012."""
+    spectrum = stft.analyse(torch.from_numpy(noisy))
+    power = spectrum.abs().square().numpy().astype(np.float64) + 1e-12
+    noise, presence, before = power[:5].mean(0), np.full(stft.bins, 0.5), np.zeros(stft.bins)
+    likely, gains = 10**1.5, np.empty_like(power)  # the ratio of 15 dB where there is speech
+    for t, now in enumerate(power):
+        probability = 1 / (1 + (1 + likely) * np.exp(-now / noise * likely / (1 + likely)))
+        presence = 0.9 * presence + 0.1 * probability
+        probability = np.where(presence > 0.99, np.minimum(probability, 0.99), probability)
+        noise = 0.8 * noise + 0.2 * ((1 - probability) * now + probability * noise)
+        posterior = np.minimum(now / noise, 1e3)
+        prior = np.maximum(0.98 * before / noise + 0.02 * np.maximum(posterior - 1, 0), 10**-2.5)
+        wiener = prior / (1 + prior)
+        gains[t] = np.minimum(wiener * np.exp(0.5 * exp1(np.maximum(wiener * posterior, 1e-8))), 1)
+        before = gains[t] ** 2 * now
+    return stft.synthesise(torch.from_numpy(gains).to(spectrum) * spectrum, len(noisy)).numpy()

@@ -1,0 +1,250 @@
+"""Enhancement: the equations on cases whose answer is known, every model and E-step, and both commands."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from cli import call, evaluate_script, minidvae_command, surroundings, train_script  # noqa: F401
+
+import minidvae
+from minidvae import enhancement
+from minidvae.data.audio import STFT
+from minidvae.data.corpus import load_corpus
+from minidvae.enhancement import E_STEPS, Inference, Latents, Observation, Settings, blocks, enhance_speech, gains_of
+from minidvae.experiments.enhancement import Mixture, log_mmse, mix, oracle
+from minidvae.experiments.metrics import si_sdr
+from minidvae.models import MODELS, build_model
+from minidvae.models.base import DVAE, Gaussian, InputScale, Score
+
+DVAES = [name for name, (kind, _) in MODELS.items() if issubclass(kind, DVAE)]
+SMALL = {"width": 8, "feedforward": 8, "layers": 1, "w_embedding": 4, "w_hidden": 4, "w_layers": 1}
+
+
+def small(name: str, bins: int = 9, **config) -> DVAE:
+    torch.manual_seed(0)
+    sizes = SMALL if name in ("light_dvae", "hit_dvae") else {}
+    return build_model(name, bins=bins, latent=3, input_scale="root", **sizes | config).eval()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_m_step_never_raises_the_objective(chains, seed):
+    power = torch.rand(20, 9, generator=seeded(seed), dtype=torch.float64).exp() * 3
+    speech = torch.rand(chains, 20, 9, generator=seeded(seed + 9), dtype=torch.float64) * 2 + 1e-3
+    observation, costs = Observation(power, 3, seeded(seed)), []
+    for _ in range(100):
+        costs.append(observation.cost(speech).sum().item())
+        observation.update(speech)
+    assert all(after <= before + 1e-9 * abs(before) for before, after in zip(costs, costs[1:], strict=False))
+    assert costs[-1] < costs[0]
+    torch.testing.assert_close(observation.spectra.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", DVAES)
+def test_gradients_of_the_posterior(name):
+    """Of −log p(x, z, w) by autograd and by finite differences."""
+    model = small(name).double()
+    power = torch.rand(4, 9, dtype=torch.float64) + 0.1
+    e_step = Latents(model, power, Settings(chains=2), seeded())
+    observation, x_past = Observation(power, 2, seeded()), torch.rand(1, 4, 9, dtype=torch.float64)
+
+    def objective(*latents: torch.Tensor) -> torch.Tensor:
+        e_step.latents = list(latents)
+        speech, cost = e_step.decode(x_past)
+        return (observation.cost(speech) + cost).sum()
+
+    assert torch.autograd.gradcheck(objective, tuple(e_step.latents))
+
+
+class Levels(torch.nn.Module):
+    """Speech in the lower half of the bins, as loud as z says."""
+
+    def __init__(self, bins: int):
+        super().__init__()
+        self.input_scale = InputScale(bins, "root")
+        self.register_buffer("shape", torch.where(torch.arange(bins) < bins // 2, 0.0, -18.0))
+
+    def draw_noise(self, *_):
+        return None
+
+    def forward(self, x, _noise):
+        level = x[..., : x.shape[-1] // 2].mean(-1, keepdim=True).clamp_min(1e-6).log()
+        return SimpleNamespace(q_z=Gaussian(level, level), q_w=None)
+
+    def score(self, _x_past, z):
+        return Score(self.shape + z)
+
+
+def test_speech_and_noise_that_lie_on_their_models_are_told_apart():
+    stft, samples = STFT(256, 64), 16_000
+    time = np.arange(samples)
+    random = np.random.default_rng(0)
+    low, high = np.fft.rfft(random.standard_normal((2, samples)))
+    edge = len(low) // 2
+    low[edge - 200 :], high[: edge + 200] = 0, 0
+    clean = np.fft.irfft(low) * (1 + np.sin(2 * np.pi * 3 * time / samples))
+    noise = np.fft.irfft(high) * (1 + np.cos(2 * np.pi * 5 * time / samples))
+    noisy = torch.from_numpy(clean + noise * np.std(clean) / np.std(noise)).float()
+    for method in ("peem", "ldem"):
+        found, _ = enhance_speech(Levels(stft.bins), stft, noisy, Settings(method, 100, rank=1))
+        assert si_sdr(found.numpy(), clean) > 20
+
+
+@pytest.mark.parametrize("method", E_STEPS)
+@pytest.mark.parametrize("name", DVAES)
+def test_every_model_with_every_e_step(name, method):
+    """The objective falls, the same seed gives the same, and the model is left as it was."""
+    model, stft = small(name, bins=33), STFT(64, 16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    noisy = torch.randn(800, generator=seeded())
+    settings = Settings(method, iterations=8, rank=2, chains=2, rate=0.01, noise=0.001)
+    found, ((_, objective),) = enhance_speech(model, stft, noisy, settings)
+    assert found.shape == noisy.shape and found.isfinite().all() and objective[-1] < objective[0]
+    assert torch.equal(found, enhance_speech(model, stft, noisy, settings)[0])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", DVAES)
+def test_vem_trains_the_inference_network_alone(name):
+    model, power = small(name), torch.rand(6, 9) + 0.1
+    e_step = Inference(model, power, Settings("vem", rate=0.1, chains=1), seeded())
+    speech, cost = e_step.decode(torch.rand(1, 6, 9))
+    (speech.sum() + cost.sum()).backward()
+    e_step.step()
+    z, w = torch.randn(1, 6, 3), [torch.randn(1, n) for n in [getattr(model.config, "w_latent", 0)] if n]
+    scores = [one.score(torch.ones(1, 6, 9), z, *w) for one in (model, e_step.model)]
+    assert torch.equal(scores[0].log_variance, scores[1].log_variance)
+    if scores[0].p_z is not None:
+        assert torch.equal(scores[0].p_z.mean, scores[1].p_z.mean)
+    x, noise = power[None], model.draw_noise(1, 6, seeded())
+    assert not torch.equal(model(x, noise).q_z.mean, e_step.model(x, noise).q_z.mean)
+
+
+@pytest.mark.parametrize(("method", "stops"), [("peem", True), ("ldem", False)])
+def test_peem_stops_where_nothing_moves(method, stops):
+    settings = Settings(method, iterations=300, rank=1, rate=1e-7, chains=1)
+    _, _, objective = gains_of(small("vae"), torch.rand(6, 9) + 0.1, settings, seeded())
+    assert (len(objective) < 300) == stops
+
+
+@pytest.mark.parametrize("samples", [1, 1_600, 160_000, 160_001, 500_000, 1_234_567])
+def test_blocks_cover_a_recording(samples):
+    total = torch.zeros(samples)
+    for start, stop, weight in blocks(samples):
+        assert stop - start <= enhancement.BLOCK
+        total[start:stop] += weight
+    torch.testing.assert_close(total, torch.ones(samples))
+
+
+def test_silence_level_and_short_recordings():
+    model, stft, settings = small("vae", bins=33), STFT(64, 16), Settings(iterations=3, rank=2)
+    assert not enhance_speech(model, stft, torch.zeros(500), settings)[0].any()
+    assert enhance_speech(model, stft, torch.ones(1), settings)[0].isfinite().all()
+    noisy = torch.randn(700)
+    quiet, loud = (enhance_speech(model, stft, gain * noisy, settings)[0] for gain in (2**-10, 1.0))
+    torch.testing.assert_close(quiet * 2**10, loud)
+
+
+def test_long_recordings_by_blocks(monkeypatch):
+    """The noise of a block is where the next one starts, and the seams are not heard: what is one level stays one."""
+    monkeypatch.setattr(enhancement, "BLOCK", 2_000)
+    monkeypatch.setattr(enhancement, "OVERLAP", 400)
+    model, stft = small("vae", bins=33), STFT(64, 16)
+    noisy = torch.randn(7_000, generator=seeded())
+    found, learned = enhance_speech(model, stft, noisy, Settings(iterations=3, rank=2))
+    assert len(learned) == 5 and found.isfinite().all() and found.shape == noisy.shape
+
+
+def test_baselines(speech):
+    """log-MMSE takes white noise away, and the filter that knows both is ahead of it."""
+    clean, _ = soundfile.read(min(speech.rglob("*.wav")), dtype="float32")
+    noisy = clean + np.std(clean) * np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
+    classical, ceiling = si_sdr(log_mmse(noisy), clean), si_sdr(oracle(Mixture("a", 0.0, clean, noisy), STFT()), clean)
+    assert 3 < classical < ceiling - 3
+
+
+# ---- the commands -----------------------------------------------------------------------------------------
+
+
+def test_the_face(shipped, speech):
+    waveform, rate = soundfile.read(next(speech.rglob("*.wav")), dtype="float32")
+    assert minidvae.enhance(waveform[:4000], rate, shipped, "peem").shape == (4000,)
+
+
+def test_command(shipped, speech, capsys):
+    wave = np.random.default_rng(0).standard_normal((9_000, 2)) * 0.1
+    soundfile.write("a.wav", wave, 48_000)
+    soundfile.write("b.flac", wave[:, 0], 8_000)
+    command = ["enhance", "a.wav", "--model", shipped, "--iterations", 2, "--plot"]
+    assert minidvae_command(*command) == 0
+    found, rate = soundfile.read("a-enhanced.wav")
+    assert found.shape == (3_000, 2) and rate == 16_000 and Path("a-enhanced.png").exists()
+    assert "48000 Hz" in capsys.readouterr().out
+    assert minidvae_command(*command) == 2 and "--force" in capsys.readouterr().err
+    assert minidvae_command(*command, "--force", "--method", "vem") == 0
+    assert minidvae_command("enhance", "b.flac", *command[2:]) == 0
+    assert soundfile.read("b-enhanced.wav")[1] == 8_000
+    Path("many/inner").mkdir(parents=True)
+    for name in ("many/c.wav", "many/inner/d.wav"):
+        soundfile.write(name, wave[:, 0], 16_000)
+    assert minidvae_command("enhance", "many", *command[2:]) == 0
+    assert {path.name for path in Path("many-enhanced").rglob("*.wav")} == {"c.wav", "d.wav"}
+
+
+BAD = {
+    ("enhance", "none.wav"): "no such file",
+    ("enhance", "."): "no sound files",
+    ("enhance", "none.wav", "--iterations", "0"): "--iterations",
+    ("enhance", "none.wav", "--model", "fhvae-librispeech"): "expected a DVAE",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_of_the_command(arguments, capsys):
+    assert minidvae_command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert BAD[arguments] in error and error.count("\n") == 1 and not list(Path().rglob("*enhanced*"))
+
+
+def test_task(speech, capsys):
+    arguments = ["--recipe", "quick", "--data", speech, "--run", "run", "--steps", 2, "--set", "frames=20", "batch=4"]
+    assert call(train_script, "--model", "vae", *arguments) == 0
+    task = ["run", "--task", "enhancement", "--iterations", 2]
+    assert call(evaluate_script, *task, "--limit", 2, "--snr", 0, 10, "--json", "all.json") == 0
+    out = capsys.readouterr().out
+    assert all(words in out for words in ("0 dB", "10 dB", "log-MMSE", "oracle Wiener", "RTF"))
+    (result,) = json.loads(Path("all.json").read_text())
+    assert len(result["utterances"]) == 4 and result["settings"]["iterations"] == 2
+    rows = {name: rows[0] for name, rows in result["baselines"].items()}
+    assert rows["noisy"]["si_sdr"] == pytest.approx(0, abs=0.5) and rows["noisy"]["si_sdr_gain"] == 0
+    assert rows["oracle Wiener"]["si_sdr"] > rows["log-MMSE"]["si_sdr"]
+    assert len(list(Path("run/eval/enhancement").glob("*.wav"))) == 9
+
+    Path("pairs").mkdir()
+    clean, rate = soundfile.read(next(speech.rglob("*.wav")))
+    soundfile.write("pairs/clean-a.wav", clean, rate)
+    soundfile.write("pairs/noisy-a.wav", clean + 0.05 * np.random.default_rng(0).standard_normal(len(clean)), rate)
+    assert call(evaluate_script, *task, "--pairs", "pairs") == 0 and "recorded pairs" in capsys.readouterr().out
+    assert call(evaluate_script, *task, "--limit", 1, "--noise", "pairs") == 0
+    assert call(evaluate_script, *task, "--noise", "run") == 2 and "no sound of noise" in capsys.readouterr().err
+    assert call(evaluate_script, *task, "--pairs", "run") == 2 and "clean" in capsys.readouterr().err
+    assert call(evaluate_script, "run", "--snr", 3) == 2 and "enhancement" in capsys.readouterr().err
+
+
+def test_mixtures_have_the_ratio_that_was_asked_for(speech):
+    test = load_corpus(speech).split("test")
+    for clips in (None, [np.ones(100, np.float32)]):
+        for snr in (-5.0, 7.0):
+            mixture = mix(test, 1, snr, clips, seed=0)
+            noise = mixture.noisy - mixture.clean
+            assert 10 * np.log10(np.mean(mixture.clean**2) / np.mean(noise**2)) == pytest.approx(snr, abs=0.01)
+            assert np.array_equal(mixture.noisy, mix(test, 1, snr, clips, seed=0).noisy)

@@ -39,8 +39,9 @@ FLOOR = 1e-10  # of the noise; a recording has a peak of 1
 @dataclass(frozen=True)
 class Settings:
     method: str = "ldem"
-    iterations: int = 60
+    iterations: int = 30
     rank: int = 8  # K, of the noise
+    hold: int = 4  # frames for which its levels stay: what changes faster is speech
     chains: int = 2  # how many z are sampled side by side
     rate: float = 0.2  # of the steps; latents move in units of their spread over the recording
     noise: float = 0.1  # ldem: deviation of what is added to each step, in the same unit
@@ -55,7 +56,7 @@ class Settings:
 class Observation:
     """What was recorded, and the noise and the gains in it that are known so far."""
 
-    def __init__(self, power: Tensor, rank: int, generator: torch.Generator, spectra: Tensor | None = None):
+    def __init__(self, power: Tensor, rank: int, hold: int, generator: torch.Generator, spectra: Tensor | None = None):
         """power: |x|² (frames, bins). spectra: W (rank, bins) to go on from."""
 
         def positive(*shape: int) -> Tensor:
@@ -65,11 +66,23 @@ class Observation:
         floor = power.quantile(QUIET, dim=0) / -math.log1p(-QUIET)  # of noise that is steady, its mean
         self.spectra = positive(rank, power.shape[1]) * floor if spectra is None else spectra
         self.spectra = self.spectra / self.spectra.sum(1, keepdim=True)
-        self.levels = positive(len(power), rank) * floor.sum() / rank / 0.6  # H
+        self.levels = (
+            positive(-(-len(power) // hold), rank) * floor.sum() / rank / 0.6
+        )  # rows of H, for `hold` frames each
+        self.hold = hold
 
     @property
     def noise(self) -> Tensor:
-        return (self.levels @ self.spectra).clamp_min(FLOOR)
+        return (self.each_frame() @ self.spectra).clamp_min(FLOOR)
+
+    def each_frame(self) -> Tensor:
+        """H (frames, rank)"""
+        return self.levels.repeat_interleave(self.hold, 0)[: len(self.power)]
+
+    def held(self, frames: Tensor) -> Tensor:
+        """The sum over the frames that share a row of H."""
+        padded = torch.nn.functional.pad(frames, (0, 0, 0, -len(frames) % self.hold))
+        return padded.unflatten(0, (-1, self.hold)).sum(1)
 
     def variance(self, speech: Tensor) -> Tensor:
         """V of decoded variances (chains, frames, bins), same shape."""
@@ -96,10 +109,10 @@ class Observation:
             inverse = self.variance(speech).reciprocal()
             return self.power * inverse.square().sum(0), inverse.sum(0)
 
+        levels, (over, under) = self.each_frame(), sums()
+        self.spectra = self.spectra * ((levels.T @ over) / (levels.T @ under)).sqrt()
         over, under = sums()
-        self.spectra = self.spectra * ((self.levels.T @ over) / (self.levels.T @ under)).sqrt()
-        over, under = sums()
-        self.levels = self.levels * ((over @ self.spectra.T) / (under @ self.spectra.T)).sqrt()
+        self.levels = self.levels * (self.held(over @ self.spectra.T) / self.held(under @ self.spectra.T)).sqrt()
         total = self.spectra.sum(1, keepdim=True).clamp_min(FLOOR)
         self.spectra, self.levels = self.spectra / total, self.levels * total.T
         inverse = self.variance(speech).reciprocal()
@@ -197,7 +210,7 @@ def gains_of(
     learned of its noise, and the objective of every iteration. The samples of the last quarter make the estimate. vem
     and peem stop when the objective has moved by less than 1e-4 of itself in ten iterations. `tick` is called after
     each iteration. spectra: W to start from."""
-    observation = Observation(power, settings.rank, generator, spectra)
+    observation = Observation(power, settings.rank, settings.hold, generator, spectra)
     estimate = observation.first_estimate()
     e_step = E_STEPS[settings.method](model, estimate, settings, generator)
     kept, objective = [], []

@@ -34,12 +34,12 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("chains", [1, 3])
+@pytest.mark.parametrize(("chains", "hold"), [(1, 1), (3, 1), (3, 6)])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_m_step_never_raises_the_objective(chains, seed):
+def test_the_m_step_never_raises_the_objective(chains, hold, seed):
     power = torch.rand(20, 9, generator=seeded(seed), dtype=torch.float64).exp() * 3
     speech = torch.rand(chains, 20, 9, generator=seeded(seed + 9), dtype=torch.float64) * 2 + 1e-3
-    observation, costs = Observation(power, 3, seeded(seed)), []
+    observation, costs = Observation(power, 3, hold, seeded(seed)), []
     for _ in range(100):
         costs.append(observation.cost(speech).sum().item())
         observation.update(speech)
@@ -54,7 +54,7 @@ def test_gradients_of_the_posterior(name):
     model = small(name).double()
     power = torch.rand(4, 9, dtype=torch.float64) + 0.1
     e_step = Latents(model, power, Settings(chains=2), seeded())
-    observation, x_past = Observation(power, 2, seeded()), torch.rand(1, 4, 9, dtype=torch.float64)
+    observation, x_past = Observation(power, 2, 1, seeded()), torch.rand(1, 4, 9, dtype=torch.float64)
 
     def objective(*latents: torch.Tensor) -> torch.Tensor:
         e_step.latents = list(latents)

@@ -2,6 +2,7 @@
 
     python examples/resynthesise.py runs/NAME speech.wav out.wav           # a run folder that train.py wrote
     python examples/resynthesise.py checkpoints/vrnn speech.wav out.wav    # a published model, format DVAE-speech
+    python examples/resynthesise.py light_dvae-librispeech in.wav out.wav  # a model that ships
 
 The reconstruction has the model's variance and the phase of the input. Output: 16 kHz mono, as loud as the input.
 """
@@ -19,7 +20,7 @@ from minidvae.models.parameters import CheckpointError
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a DVAE")
+    parser.add_argument("model", help="folder of a DVAE, or the name of one that ships")
     parser.add_argument("source", help="sound file, any rate and number of channels")
     parser.add_argument("target", help="wav file to write")
     args = parser.parse_args()

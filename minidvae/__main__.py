@@ -8,7 +8,9 @@
 """
 
 import argparse
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from .models.base import DVAE
 from .models.parameters import CheckpointError
 from .training.checkpoint import PRETRAINED, load_run, pretrained
 from .training.settings import SettingError
+
+STANDARD_OUTPUT = Path("/dev/stdout")
 
 
 def models(args: argparse.Namespace) -> None:
@@ -50,44 +54,75 @@ def convert(args: argparse.Namespace) -> None:
 
 def enhance(args: argparse.Namespace) -> None:
     check_seed(args.seed)
-    if args.iterations is not None and args.iterations < 1:
-        raise SettingError(f"--iterations {args.iterations}: expected at least 1")
     settings, pairs = enhancement.Settings.of(args.method, args.iterations), targets_of(args.noisy, args.output)
-    for _, target in pairs:
-        refuse_existing(target, args.force)
-    model, stft, content = load_run(args.model, choose_device(args.device))
-    if not isinstance(model, DVAE):
-        raise CheckpointError(f"{args.model}: holds a {content['model']}; expected a DVAE, which knows clean speech")
-    model = model.eval()
+    if not args.noisy.is_dir():
+        for path in pairs[0][1], *([pairs[0][1].with_suffix(".png")] if args.plot else []):
+            refuse_existing(path, args.force or path == STANDARD_OUTPUT)
+    model, stft = enhancement.load_dvae(args.model, choose_device(args.device))
+    unusable = 0
     for source, target in pairs:
-        noisy, rate, channels = audio.read(source, audio.SAMPLE_RATE, mix=False)
-        if rate > audio.SAMPLE_RATE:
-            print(f"{source}: {rate} Hz; the result has {audio.SAMPLE_RATE}")
-        noisy = torch.from_numpy(noisy.T).to(next(model.parameters()).device)
-        steps = settings.iterations * channels * len(list(enhancement.blocks(noisy.shape[1])))
-        with tqdm(total=steps, desc=source.name, unit="step", disable=None) as bar:
-            one_each = (enhancement.enhance_speech(model, stft, x, settings, args.seed, bar.update) for x in noisy)
-            clean, learned = zip(*one_each, strict=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        back = min(rate, audio.SAMPLE_RATE)
-        audio.write(target, audio.resample(torch.stack(clean, 1).cpu().numpy(), audio.SAMPLE_RATE, back), back)
-        if args.plot and learned[0]:
-            noise = torch.cat([observation.noise for observation, _ in learned[0]]).cpu().numpy()
-            spectra = [stft.analyse(x[0] / noisy[0].abs().max()).abs().square().cpu().numpy() for x in (noisy, clean)]
-            panels = zip(("noisy", "enhanced", "noise as learned, block by block"), (*spectra, noise), strict=True)
-            figures.spectrograms(list(panels), stft, target.with_suffix(".png"))
-        print(target)
+        if args.noisy.is_dir() and target.exists() and not args.force:
+            print(f"{target}: is there already, kept")
+            continue
+        try:
+            enhance_file(source, target, model, stft, settings, args)
+        except audio.AudioError as error:
+            if not args.noisy.is_dir():
+                raise
+            print(error, file=sys.stderr)
+            unusable += 1
+    if unusable:
+        raise audio.AudioError(f"{args.noisy}: {unusable} of {len(pairs)} files could not be used")
+
+
+def enhance_file(source: Path, target: Path, model: DVAE, stft: audio.STFT, settings, args: argparse.Namespace) -> None:
+    """Each channel by itself. Standard input and output are `-`."""
+    messages = sys.stderr if target == STANDARD_OUTPUT else sys.stdout
+    with tempfile.NamedTemporaryFile() as received:
+        if str(source) == "-":
+            shutil.copyfileobj(sys.stdin.buffer, received)
+            received.flush()
+        read = received.name if str(source) == "-" else source
+        noisy, rate, channels = audio.read(read, audio.SAMPLE_RATE, mix=False)
+    if rate > audio.SAMPLE_RATE:
+        print(f"{source}: {rate} Hz; the result has {audio.SAMPLE_RATE}", file=messages)
+    noisy = torch.from_numpy(noisy.T).to(next(model.parameters()).device)
+    steps = settings.iterations * channels * len(list(enhancement.blocks(noisy.shape[1])))
+    with tqdm(total=steps, desc=source.name, unit="step", disable=None) as bar:
+        one_each = (enhancement.enhance_speech(model, stft, x, settings, args.seed, bar.update) for x in noisy)
+        clean, learned = zip(*one_each, strict=True)
+    clean, back = torch.stack(clean, 1).cpu().numpy(), min(rate, audio.SAMPLE_RATE)
+    length = len(clean) * back // audio.SAMPLE_RATE  # of the file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    audio.write(target, audio.resample(clean, audio.SAMPLE_RATE, back)[:length], back)
+    print(target, file=messages)
+    if args.plot and learned[0]:
+        noise = torch.cat([levels @ spectra for levels, spectra, _ in learned[0]]).cpu().numpy()
+        heard = [noisy[0].cpu(), torch.from_numpy(clean[:, 0])]
+        spectra = [stft.analyse(x / heard[0].abs().max()).abs().square().numpy() for x in heard]
+        panels = zip(("noisy", "enhanced", "noise as learned, block by block"), (*spectra, noise), strict=True)
+        figures.spectrograms(list(panels), stft, target.with_suffix(".png"))
 
 
 def targets_of(noisy: Path, output: Path | None) -> list[tuple[Path, Path]]:
-    """The sound files at a place, and where the result of each goes."""
+    """The sound files at a place, and where the result of each goes. SettingError where two would go to one place, or
+    one is asked for that is no wav."""
     if not noisy.is_dir():
-        return [(noisy, output or noisy.with_name(f"{noisy.stem}-enhanced.wav"))]
+        beside = STANDARD_OUTPUT if str(noisy) == "-" else noisy.with_name(f"{noisy.stem}-enhanced.wav")
+        if output is not None and output.is_dir():
+            output = output / beside.name
+        target = STANDARD_OUTPUT if str(output) == "-" else output or beside
+        if target != STANDARD_OUTPUT and target.suffix.lower() != ".wav":
+            raise SettingError(f"-o {target}: expected a name that ends in .wav")
+        return [(noisy, target)]
     files = sorted(path for path in noisy.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
     if not files:
         raise audio.AudioError(f"{noisy}: holds no sound files ({', '.join(AUDIO)})")
-    folder = output or noisy.with_name(f"{noisy.name}-enhanced")
-    return [(path, (folder / path.relative_to(noisy)).with_suffix(".wav")) for path in files]
+    folder = output or noisy.resolve().with_name(f"{noisy.resolve().name}-enhanced")
+    pairs = [(path, (folder / path.relative_to(noisy)).with_suffix(".wav")) for path in files]
+    if len({target for _, target in pairs}) < len(pairs):
+        raise SettingError(f"{noisy}: holds files of one name in several formats, whose results would be one file")
+    return pairs
 
 
 def refuse_existing(target: Path, force: bool) -> None:
@@ -102,9 +137,13 @@ def main() -> None:
 
     command = commands.add_parser("enhance", help="the speech of NOISY without the noise")
     command.set_defaults(call=enhance)
-    command.add_argument("noisy", type=Path, metavar="NOISY", help="sound file, or a folder of them")
+    command.add_argument(
+        "noisy", type=Path, metavar="NOISY", help="sound file, folder of them, or - for standard input"
+    )
     add_options(command, "NOISY-enhanced.wav, or a folder NOISY-enhanced", enhancement.DEFAULT, "a DVAE")
-    methods = "how latents are found: by training the encoder, as the most probable ones, or as samples (default: ldem)"
+    methods = (
+        "how latents are found: by training the encoder, as the most probable ones, or around them (default: ldem)"
+    )
     command.add_argument("--method", choices=enhancement.E_STEPS, default="ldem", help=methods)
     iterations = f"at most so many steps (default: {enhancement.Settings().iterations})"
     command.add_argument("--iterations", type=int, help=iterations)

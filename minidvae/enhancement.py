@@ -11,7 +11,8 @@ by one of three E-steps, and what comes out is the Wiener estimate ŝ = mean_r(g
 
     vem     the inference network, started from the trained one, is trained on this recording
     peem    z itself is: the most probable one (Sadeghi & Serizel, ICASSP 2022)
-    ldem    the same with noise in every step, several chains: samples of the posterior (Sadeghi & Serizel 2024)
+    ldem    the same with noise in every step and several chains: latents around it (Sadeghi & Serizel 2024), as their
+            authors run it, with Adam's steps, which does not draw exactly from the posterior
 
 An autoregressive decoder is given the present estimate of the clean past.
 """
@@ -28,7 +29,9 @@ from torch import Tensor
 from .data import audio
 from .data.audio import STFT
 from .models.base import DVAE, LOG_VARIANCE_RANGE, Gaussian, past
+from .models.parameters import CheckpointError
 from .training.checkpoint import load_run
+from .training.settings import SettingError
 
 BLOCK, OVERLAP = 10 * audio.SAMPLE_RATE, audio.SAMPLE_RATE  # samples enhanced at once, and shared by two blocks
 DEFAULT = "light_dvae-librispeech"  # the model
@@ -42,13 +45,15 @@ class Settings:
     iterations: int = 30
     rank: int = 8  # K, of the noise
     hold: int = 4  # frames for which its levels stay: what changes faster is speech
-    chains: int = 2  # how many z are sampled side by side
+    chains: int = 2  # how many z there are side by side
     rate: float = 0.2  # of the steps; latents move in units of their spread over the recording
     noise: float = 0.1  # ldem: deviation of what is added to each step, in the same unit
 
     @classmethod
     def of(cls, method: str, iterations: int | None = None) -> "Settings":
-        """The settings of a method, chosen on development speech in built-in noises."""
+        """The settings of a method. SettingError for less than one iteration."""
+        if iterations is not None and iterations < 1:
+            raise SettingError(f"--iterations {iterations}: expected at least 1")
         own = {"vem": dict(rate=1e-3, chains=1), "peem": dict(chains=1)}.get(method, {})
         return cls(method, **own | ({} if iterations is None else {"iterations": iterations}))
 
@@ -62,14 +67,14 @@ class Observation:
         def positive(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).add(0.1).to(power)
 
-        self.power, self.gain = power, power.new_ones(len(power), 1)
-        floor = power.quantile(QUIET, dim=0) / -math.log1p(-QUIET)  # of noise that is steady, its mean
+        self.power, self.hold, self.gain = power, hold, power.new_ones(len(power), 1)
+        audible = power[power.mean(1) > 10 * audio.POWER_FLOOR]
+        floor = (audible if len(audible) else power).quantile(QUIET, dim=0) / -math.log1p(-QUIET)  # its mean, if steady
         self.spectra = positive(rank, power.shape[1]) * floor if spectra is None else spectra
         self.spectra = self.spectra / self.spectra.sum(1, keepdim=True)
-        self.levels = (
-            positive(-(-len(power) // hold), rank) * floor.sum() / rank / 0.6
-        )  # rows of H, for `hold` frames each
-        self.hold = hold
+        loud = self.held(power.sum(1, keepdim=True)) / hold
+        share = positive(len(loud), rank) / 0.6 / rank
+        self.levels = share * torch.minimum(loud, floor.sum())  # H, a row for `hold` frames
 
     @property
     def noise(self) -> Tensor:
@@ -117,7 +122,7 @@ class Observation:
         self.spectra, self.levels = self.spectra / total, self.levels * total.T
         inverse = self.variance(speech).reciprocal()
         over = (self.power * speech * inverse.square()).sum(dim=(0, 2))
-        self.gain = self.gain * (over / (speech * inverse).sum(dim=(0, 2))).sqrt()[:, None].clamp(1e-3, 1e3)
+        self.gain = self.gain * (over / (speech * inverse).sum(dim=(0, 2))).sqrt()[:, None]
 
 
 def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:
@@ -134,7 +139,7 @@ class Latents:
         with torch.no_grad():
             output = model(power[None], model.draw_noise(1, len(power), generator))
         starts = [output.q_z.mean] + [q.mean for q in [output.q_w] if q is not None]
-        self.spreads = [output.q_z.mean[0].std(0, correction=0), *(start.std() for start in starts[1:])]
+        self.spreads = [output.q_z.mean[0].std(0, correction=0).clamp_min(1e-2), 1.0]  # of w that of its prior
         self.latents = [start.expand(settings.chains, *start.shape[1:]).clone() for start in starts]
         self.optimiser = torch.optim.Adam([u.requires_grad_() for u in self.latents], settings.rate)
 
@@ -149,7 +154,7 @@ class Latents:
     def step(self) -> None:
         before = [u.clone() for u in self.latents]
         self.optimiser.step()
-        for u, start, spread in zip(self.latents, before, self.spreads, strict=True):
+        for u, start, spread in zip(self.latents, before, self.spreads, strict=False):
             noise = torch.randn(u.shape, generator=self.generator).to(u) if self.deviation else 0.0
             u.copy_(start + spread * (u - start + self.deviation * noise))
 
@@ -159,25 +164,21 @@ class Inference:
     stays as it is."""
 
     def __init__(self, model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator):
-        self.model, self.power, self.generator = copy.deepcopy(model), power, generator
+        self.model, self.power, self.generator = copy.deepcopy(model).requires_grad_(), power, generator
         self.chains = settings.chains
-        parameters = list(self.model.parameters())
+        parameters, noise = list(self.model.parameters()), model.draw_noise(1, len(power), generator)
         with torch.enable_grad():
-            output = self.model(power[None])
-            x_past, latents = past(self.model.input_scale(power[None])), [output.z, *self.sequence(output)]
-            score = self.model.score(x_past, *(latent.detach() for latent in latents))
+            latents = noise if isinstance(noise, tuple) else (noise,)
+            score = self.model.score(past(self.model.input_scale(power[None])), *latents)
             total = sum(part.sum() for part in (score.log_variance, *(score.p_z or ())))
             used = torch.autograd.grad(total, parameters, allow_unused=True)
         trained = [p for p, gradient in zip(parameters, used, strict=True) if gradient is None]
         self.optimiser = torch.optim.Adam(trained, settings.rate)
 
-    def sequence(self, output) -> list[Tensor]:
-        return [] if output.w is None else [output.w]
-
     def decode(self, x_past: Tensor) -> tuple[Tensor, Tensor]:
         x = self.power.expand(self.chains, -1, -1)
         output = self.model(x, self.model.draw_noise(self.chains, len(self.power), self.generator))
-        log_variance, p_z = self.model.score(x_past.expand(self.chains, -1, -1), output.z, *self.sequence(output))
+        log_variance, p_z = self.model.score(x_past.expand(self.chains, -1, -1), output.z, output.w)
         cost = kl(output.q_z, p_z)
         if output.q_w is not None:
             cost = cost + kl(output.q_w, None)
@@ -199,17 +200,12 @@ E_STEPS = {"vem": Inference, "peem": Latents, "ldem": Latents}
 
 
 def gains_of(
-    model: DVAE,
-    power: Tensor,
-    settings: Settings,
-    generator: torch.Generator,
-    spectra=None,
-    tick: Callable[[], object] = bool,
+    model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator, spectra=None, tick: Callable = bool
 ) -> tuple[Tensor, Observation, list[float]]:
     """|x|² (frames, bins) of a recording with a peak of 1 → the gains of the Wiener estimate, (frames, bins), what was
-    learned of its noise, and the objective of every iteration. The samples of the last quarter make the estimate. vem
-    and peem stop when the objective has moved by less than 1e-4 of itself in ten iterations. `tick` is called after
-    each iteration. spectra: W to start from."""
+    learned of its noise, and the objective of every iteration. The last quarter of them make the estimate, of peem the
+    last. vem and peem stop when the objective has moved by less than 1e-4 of itself in ten iterations. `tick` is called
+    after each iteration. spectra: W to start from."""
     observation = Observation(power, settings.rank, settings.hold, generator, spectra)
     estimate = observation.first_estimate()
     e_step = E_STEPS[settings.method](model, estimate, settings, generator)
@@ -232,36 +228,48 @@ def gains_of(
         kept.append(gains)
         tick()
         before = objective[max(0, iteration - 10)]
-        if settings.method != "ldem" and iteration > 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
+        if settings.method != "ldem" and iteration >= 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
             break
     return torch.stack(kept).mean(0), observation, objective
 
 
 @torch.no_grad()
 def enhance_speech(
-    model: DVAE, stft: STFT, waveform: Tensor, settings: Settings, seed: int = 0, tick: Callable[[], object] = bool
-) -> tuple[Tensor, list[tuple[Observation, list[float]]]]:
-    """A noisy waveform (samples,) at 16 kHz → the clean one, same shape, level and phase, and of each block what was
-    learned, (observation, objective). By blocks, so that memory does not grow with the length."""
-    if not waveform.any():
-        return waveform.clone(), []
+    model: DVAE, stft: STFT, waveform: Tensor, settings: Settings, seed: int = 0, tick: Callable = bool
+) -> tuple[Tensor, list[tuple[Tensor, Tensor, list[float]]]]:
+    """A noisy waveform (samples,) at 16 kHz → the clean one, same shape, level and phase, and of each block that is not
+    silent what was learned: H (frames, rank), W (rank, bins), the objective."""
     generator, peak = torch.Generator().manual_seed(seed), waveform.abs().max()
     clean, spectra, learned = torch.zeros_like(waveform), None, []
     for start, stop, weight in blocks(len(waveform)):
+        if not waveform[start:stop].any():
+            continue
         spectrum = stft.analyse(waveform[start:stop] / peak)
         power = spectrum.abs().square().clamp_min(audio.POWER_FLOOR)
-        gains, observation, objective = gains_of(model, power, settings, generator, spectra, tick)
+        with torch.backends.cudnn.flags(enabled=False):  # whose recurrent layers have no backward pass in eval()
+            gains, observation, objective = gains_of(model, power, settings, generator, spectra, tick)
         clean[start:stop] += weight.to(clean) * peak * stft.synthesise(gains * spectrum, stop - start)
         spectra = observation.spectra  # the next block goes on from the noise of this one
-        learned.append((observation, objective))
+        learned.append((observation.each_frame(), spectra, objective))
     return clean, learned
 
 
 def enhance(waveform: np.ndarray, rate: int, model=DEFAULT, method="ldem", device="cpu") -> np.ndarray:
-    """Noisy speech (samples,) at `rate` Hz → clean speech at 16 kHz. model: run folder of a DVAE, or one that ships."""
-    network, stft, _ = load_run(model, device)
+    """Noisy speech (samples,) at `rate` Hz → clean speech at 16 kHz. model: run folder of a DVAE, or one that ships.
+    ValueError where the waveform has another shape or is not finite, or the model is none."""
+    if waveform.ndim != 1 or not np.isfinite(waveform).all():
+        raise ValueError(f"waveform of shape {waveform.shape}: expected finite numbers, (samples,)")
+    network, stft = load_dvae(model, device)
     noisy = torch.from_numpy(audio.resample(waveform.astype(np.float32), rate, audio.SAMPLE_RATE)).to(device)
-    return enhance_speech(network.eval(), stft, noisy, Settings.of(method))[0].cpu().numpy()
+    return enhance_speech(network, stft, noisy, Settings.of(method))[0].cpu().numpy()
+
+
+def load_dvae(folder, device: str | torch.device) -> tuple[DVAE, STFT]:
+    """The DVAE of a run folder, or one that ships, in `eval()`. CheckpointError where it is another model."""
+    model, stft, content = load_run(folder, device)
+    if not isinstance(model, DVAE):
+        raise CheckpointError(f"{folder}: holds a {content['model']}; expected a DVAE, which knows clean speech")
+    return model.eval(), stft
 
 
 def blocks(samples: int) -> Iterator[tuple[int, int, Tensor]]:

@@ -82,8 +82,9 @@ def weight_on_first(model: LigHTDVAE, *given: torch.Tensor) -> float:
     def weigh(attention: Attention, streams: tuple, _) -> None:
         queries, keys, _ = attention.project(*streams[:3])
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-        later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-        first = scores.masked_fill(later, -math.inf).softmax(-1)[..., 0]
+        frames = torch.ones_like(scores[0, 0], dtype=torch.bool)
+        unseen = frames.triu(1) | frames.tril(-(attention.context or len(frames)))
+        first = scores.masked_fill(unseen, -math.inf).softmax(-1)[..., 0]
         weights.append(first[..., first.shape[-1] // 2 :].mean().item())
 
     hooks = [block.cross_attention.register_forward_hook(weigh) for block in model.decoders[0].blocks]

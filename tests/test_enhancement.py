@@ -1,6 +1,11 @@
 """Enhancement: the equations on cases whose answer is known, every model and E-step, and both commands."""
 
+import io
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from cli import call, evaluate_script, minidvae_command, surroundings, train_script  # noqa: F401
+from cli import ROOT, call, evaluate_script, minidvae_command, surroundings, train_script  # noqa: F401
 
 import minidvae
 from minidvae import enhancement
@@ -64,50 +69,55 @@ def test_gradients_of_the_posterior(name):
     assert torch.autograd.gradcheck(objective, tuple(e_step.latents))
 
 
-class Levels(torch.nn.Module):
-    """Speech in the lower half of the bins, as loud as z says."""
+class Band(torch.nn.Module):
+    """Speech in a band of the lower half, where z says; the encoder is mistaken about where."""
 
-    def __init__(self, bins: int):
+    def __init__(self, mistaken: torch.Tensor, bins: int):
         super().__init__()
-        self.input_scale = InputScale(bins, "root")
-        self.register_buffer("shape", torch.where(torch.arange(bins) < bins // 2, 0.0, -18.0))
+        self.mistaken, self.input_scale = mistaken, InputScale(bins, "root")
+        self.register_buffer("place", torch.linspace(0, 1, bins))
 
     def draw_noise(self, *_):
         return None
 
-    def forward(self, x, _noise):
-        level = x[..., : x.shape[-1] // 2].mean(-1, keepdim=True).clamp_min(1e-6).log()
-        return SimpleNamespace(q_z=Gaussian(level, level), q_w=None)
+    def forward(self, _x, _noise):
+        return SimpleNamespace(q_z=Gaussian(self.mistaken[None, :, None], self.mistaken), q_w=None)
 
-    def score(self, _x_past, z):
-        return Score(self.shape + z)
+    def score(self, _x_past, z, _w=None):
+        return Score(10 * torch.exp(-(((self.place - 0.25 - 0.15 * torch.tanh(z)) / 0.1) ** 2)) - 12)
 
 
 def test_speech_and_noise_that_lie_on_their_models_are_told_apart():
-    stft, samples = STFT(256, 64), 16_000
-    time = np.arange(samples)
-    random = np.random.default_rng(0)
-    low, high = np.fft.rfft(random.standard_normal((2, samples)))
-    edge = len(low) // 2
-    low[edge - 200 :], high[: edge + 200] = 0, 0
-    clean = np.fft.irfft(low) * (1 + np.sin(2 * np.pi * 3 * time / samples))
-    noise = np.fft.irfft(high) * (1 + np.cos(2 * np.pi * 5 * time / samples))
-    noisy = torch.from_numpy(clean + noise * np.std(clean) / np.std(noise)).float()
+    """From a wrong z, whose band lets only part of the speech through, both steps have to find the right one."""
+    stft, frames = STFT(256, 64), 250
+    time = torch.arange(frames)
+    z = torch.sin(time / 10)
+    model = Band(z + 0.8 * torch.cos(time / 7), stft.bins)
+    speech = model.score(None, z[None, :, None]).log_variance[0].div(2).exp()
+    noise = (torch.linspace(0, 1, stft.bins) > 0.7) * (1.5 + torch.sin(time / 20))[:, None] * 0.3
+    parts = [
+        stft.synthesise(power * torch.randn(frames, stft.bins, dtype=torch.complex64, generator=seeded(k)))
+        for k, power in enumerate((speech, noise))
+    ]
     for method in ("peem", "ldem"):
-        found, _ = enhance_speech(Levels(stft.bins), stft, noisy, Settings(method, 100, rank=1))
-        assert si_sdr(found.numpy(), clean) > 20
+        ratios = []
+        for rate in (0.0, 0.1):  # z that stays where it was put, and that moves
+            settings = Settings(method, 150, rank=1, rate=rate, noise=0.01)
+            ratios.append(si_sdr(enhance_speech(model, stft, sum(parts), settings)[0].numpy(), parts[0].numpy()))
+        assert ratios[1] > 20 > ratios[0] + 3, ratios
 
 
 @pytest.mark.parametrize("method", E_STEPS)
 @pytest.mark.parametrize("name", DVAES)
 def test_every_model_with_every_e_step(name, method):
-    """The objective falls, the same seed gives the same, and the model is left as it was."""
+    """The objective falls farther than by the M-step alone, the same seed gives the same, and the model stays."""
     model, stft = small(name, bins=33), STFT(64, 16)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     noisy = torch.randn(800, generator=seeded())
-    settings = Settings(method, iterations=8, rank=2, chains=2, rate=0.01, noise=0.001)
-    found, ((_, objective),) = enhance_speech(model, stft, noisy, settings)
-    assert found.shape == noisy.shape and found.isfinite().all() and objective[-1] < objective[0]
+    settings = Settings(method, iterations=12, rank=2, chains=2, rate=0.003 if method == "vem" else 0.03, noise=0.001)
+    found, ((*_, objective),) = enhance_speech(model, stft, noisy, settings)
+    _, ((*_, still),) = enhance_speech(model, stft, noisy, replace(settings, rate=0.0, noise=0.0))
+    assert found.shape == noisy.shape and found.isfinite().all() and objective[-1] < still[-1] < still[0]
     assert torch.equal(found, enhance_speech(model, stft, noisy, settings)[0])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
@@ -155,20 +165,40 @@ def test_silence_level_and_short_recordings():
 
 
 def test_long_recordings_by_blocks(monkeypatch):
-    """The noise of a block is where the next one starts, and the seams are not heard: what is one level stays one."""
+    """The noise of a block is where the next one starts, and seams are not heard: what is let through is as it was."""
     monkeypatch.setattr(enhancement, "BLOCK", 2_000)
     monkeypatch.setattr(enhancement, "OVERLAP", 400)
     model, stft = small("vae", bins=33), STFT(64, 16)
     noisy = torch.randn(7_000, generator=seeded())
+    noisy[3_000:5_000] = 0  # a block of silence is passed over
+    starts, gains_of = [], enhancement.gains_of
+
+    def open_gains(model, power, settings, generator, spectra, tick):
+        starts.append(spectra)
+        gains, *learned = gains_of(model, power, settings, generator, spectra, tick)
+        return torch.ones_like(gains), *learned
+
+    monkeypatch.setattr(enhancement, "gains_of", open_gains)
     found, learned = enhance_speech(model, stft, noisy, Settings(iterations=3, rank=2))
-    assert len(learned) == 5 and found.isfinite().all() and found.shape == noisy.shape
+    torch.testing.assert_close(found, noisy, atol=1e-5, rtol=1e-4)
+    assert starts[0] is None and len(starts) == len(learned) == 5
+    assert all(torch.equal(start, spectra) for start, (_, spectra, _) in zip(starts[1:], learned, strict=False))
+
+
+def test_silence_at_the_end_changes_little():
+    """What is digitally silent says nothing of the noise."""
+    model, stft, settings = small("vae", bins=33), STFT(64, 16), Settings(iterations=10, rank=2)
+    noisy = torch.randn(4_000, generator=seeded()) * (1 + torch.arange(4_000) // 1_000 % 2)
+    alone, _ = enhance_speech(model, stft, noisy, settings)
+    padded, _ = enhance_speech(model, stft, torch.cat([noisy, torch.zeros(4_000)]), settings)
+    assert si_sdr(padded[:4_000].numpy(), alone.numpy()) > 10
 
 
 def test_baselines(speech):
     """log-MMSE takes white noise away, and the filter that knows both is ahead of it."""
     clean, _ = soundfile.read(min(speech.rglob("*.wav")), dtype="float32")
     noisy = clean + np.std(clean) * np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
-    classical, ceiling = si_sdr(log_mmse(noisy), clean), si_sdr(oracle(Mixture("a", 0.0, clean, noisy), STFT()), clean)
+    classical, ceiling = si_sdr(log_mmse(noisy), clean), si_sdr(oracle(Mixture("a", 0.0, clean, noisy)), clean)
     assert 3 < classical < ceiling - 3
 
 
@@ -192,18 +222,38 @@ def test_command(shipped, speech, capsys):
     assert minidvae_command(*command) == 2 and "--force" in capsys.readouterr().err
     assert minidvae_command(*command, "--force", "--method", "vem") == 0
     assert minidvae_command("enhance", "b.flac", *command[2:]) == 0
-    assert soundfile.read("b-enhanced.wav")[1] == 8_000
+    assert soundfile.info("b-enhanced.wav").samplerate == 8_000 and soundfile.info("b-enhanced.wav").frames == 9_000
     Path("many/inner").mkdir(parents=True)
     for name in ("many/c.wav", "many/inner/d.wav"):
         soundfile.write(name, wave[:, 0], 16_000)
     assert minidvae_command("enhance", "many", *command[2:]) == 0
     assert {path.name for path in Path("many-enhanced").rglob("*.wav")} == {"c.wav", "d.wav"}
+    capsys.readouterr()
+    Path("many/broken.wav").write_bytes(b"RIFF")
+    assert minidvae_command("enhance", "many", *command[2:]) == 2
+    out, error = capsys.readouterr()
+    assert out.count("kept") == 2 and "broken.wav" in error and "1 of 3 files" in error
+    soundfile.write("many/c.flac", wave[:, 0], 16_000)
+    assert minidvae_command("enhance", "many", *command[2:]) == 2 and "one file" in capsys.readouterr().err
+
+
+def test_standard_input_and_output(shipped):
+    soundfile.write("a.wav", np.random.default_rng(0).standard_normal(2_000) * 0.1, 44_100)
+    folder = enhancement.load_run.__globals__["PRETRAINED"] / f"{shipped}.pt"
+    Path("models").mkdir()
+    Path("models/best.pt").write_bytes(folder.read_bytes())
+    command = [sys.executable, "-m", "minidvae", "enhance", "-", "--model", "models", "--iterations", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, input=Path("a.wav").read_bytes(), capture_output=True, env=environment, check=True)
+    found, rate = soundfile.read(io.BytesIO(done.stdout))
+    assert rate == 16_000 and len(found) == 726 and b"44100 Hz" in done.stderr
 
 
 BAD = {
     ("enhance", "none.wav"): "no such file",
     ("enhance", "."): "no sound files",
     ("enhance", "none.wav", "--iterations", "0"): "--iterations",
+    ("enhance", "none.wav", "-o", "a.flac"): ".wav",
     ("enhance", "none.wav", "--model", "fhvae-librispeech"): "expected a DVAE",
 }
 
@@ -230,13 +280,16 @@ def test_task(speech, capsys):
     assert len(list(Path("run/eval/enhancement").glob("*.wav"))) == 9
 
     Path("pairs").mkdir()
+    Path("empty").mkdir()
     clean, rate = soundfile.read(next(speech.rglob("*.wav")))
     soundfile.write("pairs/clean-a.wav", clean, rate)
     soundfile.write("pairs/noisy-a.wav", clean + 0.05 * np.random.default_rng(0).standard_normal(len(clean)), rate)
     assert call(evaluate_script, *task, "--pairs", "pairs") == 0 and "recorded pairs" in capsys.readouterr().out
     assert call(evaluate_script, *task, "--limit", 1, "--noise", "pairs") == 0
-    assert call(evaluate_script, *task, "--noise", "run") == 2 and "no sound of noise" in capsys.readouterr().err
-    assert call(evaluate_script, *task, "--pairs", "run") == 2 and "clean" in capsys.readouterr().err
+    assert call(evaluate_script, *task, "--noise", "empty") == 2 and "no sound of noise" in capsys.readouterr().err
+    assert call(evaluate_script, *task, "--pairs", "empty") == 2 and "clean" in capsys.readouterr().err
+    assert call(evaluate_script, *task, "--pairs", "pairs", "--snr", 3) == 2 and "--snr" in capsys.readouterr().err
+    assert call(evaluate_script, *task, "--snr", "nan") == 2 and "finite" in capsys.readouterr().err
     assert call(evaluate_script, "run", "--snr", 3) == 2 and "enhancement" in capsys.readouterr().err
 
 

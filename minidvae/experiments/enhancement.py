@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from .runs import Options, Run
 MODELS = resynthesis.MODELS
 SNRS = (0.0, 5.0)  # dB
 EXAMPLES = 3  # mixtures of which sounds and a figure are kept
-BASELINES = ("noisy", "log-MMSE", "oracle Wiener")
 
 COLUMNS = {  # measure: heading, decimals
     "si_sdr": ("SI-SDR", 2),
@@ -47,66 +47,57 @@ class Mixture:
     noisy: np.ndarray
 
 
+@report.by_corpus
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
     """A table for each ratio, and results.json, wav files and figures in the folder of every run."""
-    results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
-    groups = dict.fromkeys(row["snr"] for row in results[0]["utterances"])
-    for snr in groups:
-        rows = {name: results[0]["baselines"][name] for name in BASELINES}
-        rows |= {title: result["utterances"] for title, result in zip(report.titles(runs), results, strict=True)}
-        cells = [[title, *row(utterances, snr)] for title, utterances in rows.items()]
+    mixtures = list(mixtures_of(runs[0], options))
+    baselines = {
+        "noisy": score(mixtures, [mixture.noisy for mixture in mixtures]),
+        "log-MMSE": score(mixtures, [log_mmse(mixture.noisy) for mixture in mixtures]),
+        "oracle Wiener": score(mixtures, [oracle(mixture) for mixture in mixtures]),
+    }
+    enhanced = partial(evaluate_run, mixtures=mixtures)
+    results = report.evaluate_each(runs, options, enhanced, "wav files and figures")
+    titles = dict(zip(report.titles(runs), (result["utterances"] for result in results), strict=True))
+    for snr in dict.fromkeys(mixture.snr for mixture in mixtures):
+        cells = [[title, *row(utterances, snr)] for title, utterances in (baselines | titles).items()]
         print(f"\n{'recorded pairs' if snr is None else f'{snr:g} dB'}")
         print(report.table(["", *(heading for heading, _ in COLUMNS.values()), "RTF"], cells))
     about = "Gain: of SI-SDR over the noisy recording. PESQ: narrow band, raw (P.862) and LQO; wide band (P.862.2)."
     print(f"\nMean ± standard error over recordings. {about} RTF: seconds of work for a second of sound.")
-    return results
+    return [result | {"baselines": baselines} for result in results]
+
+
+def score(mixtures: list[Mixture], estimates: list[np.ndarray]) -> list[dict]:
+    """What each estimate is measured as, with the name and the ratio of its mixture."""
+    triples = ((m.clean, m.noisy, estimate) for m, estimate in zip(mixtures, estimates, strict=True))
+    measures = metrics.metrics_of(triples, metrics.enhancement_metrics)
+    return [{"name": m.name, "snr": m.snr} | found for m, found in zip(mixtures, measures, strict=True)]
 
 
 def row(utterances: list[dict], snr: float | None) -> list[str]:
     """The cells of a table's row: means over the recordings of one ratio."""
-    chosen = [utterance for utterance in utterances if utterance["snr"] == snr]
+    chosen = [{"rtf": np.nan} | utterance for utterance in utterances if utterance["snr"] == snr]
     summary = metrics.summary({name: utterance[name] for name in (*COLUMNS, "rtf")} for utterance in chosen)
     parts = [(*(summary[name][key] for key in ("mean", "standard_error")), d) for name, (_, d) in COLUMNS.items()]
     return [report.mean_and_error(*part) for part in parts] + [report.number(summary["rtf"]["mean"], ".2f")]
 
 
-def evaluate_run(run: Run, options: Options) -> dict:
-    """Every mixture enhanced and measured: {"settings", "utterances", "baselines": {name: utterances}}."""
-    settings, stft, mixtures = (
-        Settings.of(options.method, options.iterations),
-        run.stft,
-        list(mixtures_of(run, options)),
-    )
-    rows, seconds = [], []
-
-    def estimates() -> Iterator[tuple[np.ndarray, ...]]:
-        for number, mixture in enumerate(tqdm(mixtures, "enhancement", unit="recording", disable=None)):
-            noisy, seed = (
-                torch.from_numpy(mixture.noisy).to(run.device),
-                zlib.crc32(mixture.name.encode()) + options.seed,
-            )
-            start = time.perf_counter()
-            clean, learned = enhance_speech(run.model, stft, noisy, settings, seed)
-            estimate = clean.cpu().numpy()
-            seconds.append(time.perf_counter() - start)
-            run.check_finite(estimate, f"{mixture.name}: the model's output")
-            rows.append({"objective": [objective for _, objective in learned]})
-            if number < EXAMPLES:
-                keep(run, mixture, estimate, learned)
-            for other in (estimate, mixture.noisy, log_mmse(mixture.noisy), oracle(mixture, stft)):
-                yield mixture.clean, mixture.noisy, other
-
-    measures = list(metrics.metrics_of(estimates(), metrics.enhancement_metrics))
-    labels = [{"name": mixture.name, "snr": mixture.snr} for mixture in mixtures]
-    lengths = [len(mixture.noisy) / SAMPLE_RATE for mixture in mixtures]
-    model, *others = (measures[place :: 1 + len(BASELINES)] for place in range(1 + len(BASELINES)))
-    speeds = [{"rtf": spent / length} for spent, length in zip(seconds, lengths, strict=True)]
-    found = [label | one | speed | more for label, one, speed, more in zip(labels, model, speeds, rows, strict=True)]
-    baselines = {
-        name: [label | one | {"rtf": np.nan} for label, one in zip(labels, other, strict=True)]
-        for name, other in zip(BASELINES, others, strict=True)
-    }
-    return {"settings": vars(settings), "utterances": found, "baselines": baselines}
+def evaluate_run(run: Run, options: Options, mixtures: list[Mixture]) -> dict:
+    """Every mixture enhanced, then measured: {"settings", "utterances"}."""
+    settings, estimates, rows = Settings.of(options.method, options.iterations), [], []
+    for number, mixture in enumerate(tqdm(mixtures, "enhancement", unit="recording", disable=None)):
+        noisy, seed = torch.from_numpy(mixture.noisy).to(run.device), zlib.crc32(mixture.name.encode()) + options.seed
+        start = time.perf_counter()
+        clean, learned = enhance_speech(run.model, run.stft, noisy, settings, seed)
+        estimates.append(clean.cpu().numpy())
+        rtf = (time.perf_counter() - start) / (len(mixture.noisy) / SAMPLE_RATE)
+        run.check_finite(estimates[-1], f"{mixture.name}: the model's output")
+        rows.append({"rtf": rtf, "objective": [objective for *_, objective in learned]})
+        if number < EXAMPLES:
+            keep(run, mixture, estimates[-1], learned)
+    scores = score(mixtures, estimates)
+    return {"settings": vars(settings), "utterances": [a | b for a, b in zip(scores, rows, strict=True)]}
 
 
 def keep(run: Run, mixture: Mixture, estimate: np.ndarray, learned: list) -> None:
@@ -116,7 +107,7 @@ def keep(run: Run, mixture: Mixture, estimate: np.ndarray, learned: list) -> Non
         audio.write(run.target / f"{mixture.name}-{kind}.wav", sound)
     peak = np.abs(mixture.noisy).max()
     panels = [(kind, run.stft.analyse(torch.from_numpy(x / peak)).abs().square().numpy()) for kind, x in sounds.items()]
-    noise = torch.cat([observation.noise for observation, _ in learned]).cpu().numpy()
+    noise = torch.cat([levels @ spectra for levels, spectra, _ in learned]).cpu().numpy()
     figures.spectrograms([*panels, ("noise as learned", noise)], run.stft, run.target / f"{mixture.name}.png")
 
 
@@ -124,8 +115,12 @@ def mixtures_of(run: Run, options: Options) -> Iterator[Mixture]:
     """Recorded pairs, or every test utterance at each ratio: with clips of a folder, looped where they are shorter, or
     with the built-in noises in turn. The same ones for every model."""
     if options.pairs:
-        yield from pairs_of(options.pairs)
+        if options.noise or options.snr:
+            raise SettingError("--pairs: are as they were recorded; leave out --noise and --snr")
+        yield from list(pairs_of(options.pairs))[: options.limit]
         return
+    if not np.isfinite(options.snr or SNRS).all():
+        raise SettingError("--snr: expected finite numbers")
     clips = clips_of(options.noise) if options.noise else None
     for snr in options.snr or SNRS:
         yield from (mix(run.test, index, snr, clips, options.seed) for index in range(len(run.test)))
@@ -138,7 +133,8 @@ def mix(test: Corpus, index: int, snr: float, clips: list[np.ndarray] | None, se
         noise = synthetic.make_noise(synthetic.NOISES[index % len(synthetic.NOISES)], len(clean), random)
     else:
         clip = clips[index % len(clips)]
-        noise = np.take(clip, np.arange(len(clean)) + random.integers(len(clip)), mode="wrap")
+        start = random.choice(np.flatnonzero(clip))  # not in a silence
+        noise = np.take(clip, np.arange(len(clean)) + start, mode="wrap")
     gain = np.sqrt(np.mean(clean**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
     return Mixture(f"{utterance.name}-{snr:g}dB", snr, clean, (clean + gain * noise).astype(np.float32))
 
@@ -155,8 +151,11 @@ def clips_of(folder: Path) -> list[np.ndarray]:
 def pairs_of(folder: Path) -> Iterator[Mixture]:
     """DIR/clean/NAME and DIR/noisy/NAME, or clean-NAME and noisy-NAME in one folder. SettingError where there is none,
     or two files differ in length."""
-    in_one = sorted(folder.glob("clean-*"))
-    found = in_one or sorted(path for path in (folder / "clean").glob("*") if path.suffix.lower() in AUDIO)
+    in_one, in_two = (
+        sorted(path for path in found if path.suffix.lower() in AUDIO)
+        for found in (folder.glob("clean-*"), (folder / "clean").glob("*"))
+    )
+    found = in_one or in_two
     if not found:
         raise SettingError(f"--pairs {folder}: expected clean/ and noisy/ with the same names, or clean-* and noisy-*")
     for path in found:
@@ -168,17 +167,19 @@ def pairs_of(folder: Path) -> Iterator[Mixture]:
         yield Mixture(Path(name).stem, None, clean, noisy)
 
 
-def oracle(mixture: Mixture, stft: STFT) -> np.ndarray:
+def oracle(mixture: Mixture) -> np.ndarray:
     """The Wiener filter |s|²/(|s|² + |n|²)."""
+    stft = STFT()
     clean, noisy = (stft.analyse(torch.from_numpy(x)) for x in (mixture.clean, mixture.noisy))
     speech, noise = clean.abs().square(), (noisy - clean).abs().square()
     gains = speech / (speech + noise).clamp_min(1e-12)
     return stft.synthesise(gains * noisy, len(mixture.noisy)).numpy()
 
 
-def log_mmse(noisy: np.ndarray, stft: STFT = STFT(512, 256)) -> np.ndarray:  # noqa: B008
+def log_mmse(noisy: np.ndarray) -> np.ndarray:
     """Ephraim & Malah 1985 (log-spectral amplitude, decision-directed a-priori ratio), with the noise tracked by the
     probability of speech of Gerkmann & Hendriks 2012."""
+    stft = STFT(512, 256)
     spectrum = stft.analyse(torch.from_numpy(noisy))
     power = spectrum.abs().square().numpy().astype(np.float64) + 1e-12
     noise, presence, before = power[:5].mean(0), np.full(stft.bins, 0.5), np.zeros(stft.bins)

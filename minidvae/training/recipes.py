@@ -21,8 +21,8 @@ HIT2023 |= dict(width=256, heads=1, feedforward=1024, layers=4, w_embedding=256,
 # and in `quick`. Frames overlap by three quarters: the clock of z has 4 phases.
 SMALL = dict(input_scale="root", context=50, phases=4, width=128, heads=8, feedforward=512, layers=1)
 SMALL |= dict(w_embedding=32, w_hidden=32, w_layers=1, z_log_variance=-5.0)
-AUGMENTED = dict(speed=(0.85, 1.2), gain=(-6.0, 0.0), equaliser=4.0)
-SMALL |= dict(optimiser="muon", learning_rate=3e-3, warmup=100, steps=2_300, report=230) | AUGMENTED
+AUGMENTED = dict(speed=(0.85, 1.2), gain=(-6.0, 0.0))
+SMALL |= dict(optimiser="muon", learning_rate=3e-3, warmup=100, steps=2_300, report=230, equaliser=4.0) | AUGMENTED
 
 # FHVAE and β-VAE in `quick`
 SEGMENTS = dict(features="fbank", frames=20, trim=False, batch=64, betas=(0.95, 0.999), own_past=(0.0, 0.0))
@@ -96,7 +96,7 @@ HOUR |= {"vae": dict(steps=20_000), "fhvae": dict(steps=6_000, z1_latent=32, z2_
 HOUR |= {name: dict(steps=24_000, report=1_000, warmup=200) for name in ("hit_dvae", "light_dvae")}
 RECIPES["cpu_hour"] = dataclasses.replace(
     RECIPES["quick"],
-    **dict(report=1_000) | AUGMENTED,
+    **dict(report=1_000, equaliser=4.0) | AUGMENTED,
     models={name: RECIPES["quick"].models[name] | longer for name, longer in HOUR.items()},
 )
 

@@ -401,7 +401,7 @@ def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
 
 
 def test_help_shows_the_defaults(capsys):
-    for script, flags in ((train_script, 9), (evaluate_script, 13)):
+    for script, flags in ((train_script, 9), (evaluate_script, 17)):
         assert call(script, "--help") == 0
         assert " ".join(capsys.readouterr().out.split()).count("(default: ") == flags
 

@@ -17,7 +17,10 @@ SOURCES_OF_SPEECH = "built-in, a folder of speech, or a manifest in TSV; conditi
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints every error as one line."""
+    """Prints every error as one line. Flags are written out: what abbreviates one now may abbreviate two later."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, allow_abbrev=False, **settings)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help shows the flags)\n")
@@ -34,8 +37,10 @@ def run(main: Callable[[], None]) -> None:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except (MemoryError, torch.OutOfMemoryError):
-        message = "out of memory; try a smaller batch: --set batch=8"
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
+            raise
+        message = "out of memory; in training try a smaller batch: --set batch=8"
     except KeyboardInterrupt:
         sys.exit(130)
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
@@ -48,8 +53,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError):
         raise SettingError(f"--device {name}: not on this machine; use auto or cpu") from None
     torch.set_float32_matmul_precision("high")
     return device

@@ -96,7 +96,7 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
     should know, a line each: files skipped, files converted to 16 kHz mono, splits drawn. CorpusError: nothing at
     `source`, nothing that can be used in it, a wrong manifest, no room to pack, conditions over conditions."""
     name, root, clean = str(source), Path(os.path.expanduser(source)), None
-    cache = Path(cache or os.environ.get("MINIDVAE_CACHE") or "~/.cache/minidvae").expanduser()
+    cache = Path(os.path.expanduser(cache or os.environ.get("MINIDVAE_CACHE") or "~/.cache/minidvae"))
     place = str(root.resolve())
     if name.startswith(CONDITIONS_OF):
         clean = load_corpus(name.removeprefix(CONDITIONS_OF), cache, progress, note)
@@ -144,7 +144,7 @@ def absolute(source: str) -> str:
     """A source for `load_corpus` that means the same from every folder."""
     if source.startswith(CONDITIONS_OF):
         return CONDITIONS_OF + absolute(source.removeprefix(CONDITIONS_OF))
-    return source if source == "built-in" else str(Path(source).expanduser().absolute())
+    return source if source == "built-in" else str(Path(os.path.expanduser(source)).absolute())
 
 
 def built_in_speakers() -> dict[str, synthetic.Speaker]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -134,8 +135,8 @@ def begin(args, device: torch.device) -> TrainingRun:
             raise SettingError(f"--set {wrong[0]}: comes with the model of --init; leave it out")
         before = content.get("plan", {}).get("recipe")
         recipe = kind_of(type(model)).for_model(recipe, model, stft, before)
-    if (extractor := Path(recipe.extractor).expanduser()).is_dir() and recipe.extractor:  # else a model that ships
-        recipe = replace(recipe, extractor=str(extractor.absolute()))
+    if recipe.extractor and (folder := Path(os.path.expanduser(recipe.extractor))).is_dir():  # else a model that ships
+        recipe = replace(recipe, extractor=str(folder.absolute()))
     folder = args.run or checkpoint.RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{recipe_name}"
     if (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")

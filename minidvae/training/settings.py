@@ -35,14 +35,18 @@ def overrides(pairs: list[str]) -> dict[str, str]:
     return given
 
 
+LARGEST = 2**31  # of whole numbers
+
+
 def check_numbers(settings: dict, positive=(), not_negative=(), finite=()) -> None:
-    """Raises SettingError for the first number, or number in a tuple, that is out of range or not finite."""
-    ranges = (positive, 1e-30, "greater than 0"), (not_negative, 0, "at least 0"), (finite, -math.inf, "that is finite")
+    """Raises SettingError for the first number, or number in a tuple, that is out of range, not finite or huge."""
+    ranges = (positive, 1e-30, "greater than 0"), (not_negative, 0, "at least 0"), (finite, -1e300, "that is finite")
     for names, least, expected in ranges:
         for name in names:
             values = settings[name] if isinstance(settings[name], tuple) else (settings[name],)
-            if not all(math.isfinite(value) and value >= least for value in values):
-                raise SettingError(f"{name}={settings[name]}: expected a number {expected}")
+            if not all(least <= value <= (LARGEST if isinstance(value, int) else 1e300) for value in values):
+                shown = str(settings[name])[:40]
+                raise SettingError(f"{name}={shown}: expected a number {expected}, whole ones at most {LARGEST}")
 
 
 @dataclass(frozen=True)

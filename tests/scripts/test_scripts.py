@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -252,6 +253,11 @@ BAD = {  # arguments of train.py: what the one line must say
     ("--model", "vae", "--recipe", "quik"): "quick",
     ("--model", "hit_dvae", "--recipe", "benchmark2021"): "light2023",
     ("--model", "vae", "--set", "latents=3"): "latent",
+    ("--model", "vae", "--set", f"latent={10**20}"): "at most",
+    ("--model", "vae", "--set", f"learning_rate={10**400}"): "greater than 0",
+    ("--mod", "vae"): "unrecognized",
+    ("--model", "vae", "--device", "meta"): "not on this machine",
+    ("--model", "vae", "--data", "~nouser/speech"): "no such file or folder",
     ("--model", "vae", "--set", "latent=three"): "an integer",
     ("--model", "vae", "--set", "learning_rate=fast"): "a number",
     ("--model", "vae", "--set", "hidden=a,b"): "64,32",
@@ -398,6 +404,15 @@ def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
     published, _, _ = checkpoint.load_run(folder)
     for before, after in zip(published.parameters(), tuned.parameters(), strict=True):
         assert (before - after).abs().max() < 1e-3  # two steps of 1e-4
+
+
+def test_out_of_memory_is_one_line(capsys):
+    """On a CPU as on a GPU; any other error of torch stays what it is."""
+    assert call(SimpleNamespace(__name__="hungry", main=lambda: torch.empty(2**58))) == 2
+    error = capsys.readouterr().err
+    assert "out of memory" in error and error.count("\n") == 1
+    with pytest.raises(RuntimeError, match="shape"):
+        call(SimpleNamespace(__name__="wrong", main=lambda: torch.ones(2, 3) @ torch.ones(2, 3)))
 
 
 def test_help_shows_the_defaults(capsys):

@@ -21,7 +21,7 @@ def arguments(
     """The flags of a study: --runs, --limit, BOTH and those of `flags` (name → what argparse is told of it). And the
     flags of its trainings: BOTH and all others that the user gave, which are train.py's."""
     others = "All other flags are train.py's and hold for every training: --data, --recipe, --steps, --set, …"
-    options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(description=description, epilog=others, **options)
     parser.add_argument("--runs", type=Path, default=Path(folder), help=f"folder for the runs (default: {folder})")
     parser.add_argument("--limit", type=int, help="evaluate on only so many utterances (default: all)")

@@ -73,9 +73,9 @@ def arguments() -> argparse.Namespace:
     add("--snr", type=float, nargs="+", metavar="DB", help=ratios)
     pairs = "enhancement: recorded pairs in place of --data, DIR/clean and DIR/noisy, or clean-* and noisy-* in DIR"
     add("--pairs", type=Path, metavar="DIR", help=pairs)
-    method = f"enhancement: how latents are found (default: {Options().method})"
-    add("--method", choices=E_STEPS, default=Options().method, help=method)
-    add("--iterations", type=int, help=f"enhancement: at most so many steps (default: {Settings().iterations})")
+    method = f"enhancement: how latents are found (default: {Settings.method})"
+    add("--method", choices=E_STEPS, default=Settings.method, help=method)
+    add("--iterations", type=int, help=f"enhancement: at most so many steps (default: {Settings.iterations})")
     add("--json", type=Path, help="also write all results to this file")
     add("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
@@ -100,6 +100,23 @@ def is_unseen(corpus: Corpus, loaded: list[tuple]) -> bool:
     return corpus.drawn and known.isdisjoint({corpus.fingerprint, corpus.without_conditions().fingerprint})
 
 
+def speech_of(args: argparse.Namespace, options: Options, task: str, loaded: list[tuple]) -> tuple[list, dict, dict]:
+    """What each model is evaluated on, its name; and by these names the corpora, and what is evaluated of them."""
+    if args.pairs:
+        pairs = {str(args.pairs): list(enhancement.pairs_of(args.pairs))[: args.limit]}
+        return list(pairs) * len(loaded), dict.fromkeys(pairs), pairs
+    sources = [args.data or content.get("plan", {}).get("data", "built-in") for *_, content in loaded]
+    corpora = {data: load_corpus(data) for data in dict.fromkeys(sources)}
+    if args.data and args.split is None and task not in LEARN and is_unseen(corpora[args.data], loaded):
+        options.split, corpus = "all", corpora[args.data]
+        print(f"{args.data}: has no splits of its own; all {len(corpus)} utterances are its test set")
+        tests = {args.data: corpus}
+    else:
+        tests = {data: corpus.split(options.split) for data, corpus in corpora.items()}
+    tests = {data: corpus.spread(args.limit or len(corpus)) for data, corpus in tests.items()}
+    return sources, corpora, tests
+
+
 def main() -> None:
     args = arguments()
     known("task", args.task or "resynthesis", TASKS)
@@ -120,15 +137,7 @@ def main() -> None:
     if device.type == "cpu" and task == "resynthesis":
         torch.set_num_threads(1)  # the cores are busy with the metrics
 
-    sources = [args.data or content.get("plan", {}).get("data", "built-in") for *_, content in loaded]
-    corpora = {data: load_corpus(data) for data in dict.fromkeys(sources)}
-    if args.data and args.split is None and task not in LEARN and is_unseen(corpora[args.data], loaded):
-        options.split, corpus = "all", corpora[args.data]
-        print(f"{args.data}: has no splits of its own; all {len(corpus)} utterances are its test set")
-        tests = {args.data: corpus}
-    else:
-        tests = {data: corpus.split(options.split) for data, corpus in corpora.items()}
-    tests = {data: corpus.spread(args.limit or len(corpus)) for data, corpus in tests.items()}
+    sources, corpora, tests = speech_of(args, options, task, loaded)
     runs = []
     for (folder, model, stft, content), data in zip(loaded, sources, strict=True):
         ours = "plan" in content and folder.is_dir()

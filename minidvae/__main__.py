@@ -20,8 +20,10 @@ from tqdm import tqdm
 from . import command_line, enhancement
 from .command_line import Parser, check_seed, choose_device
 from .data import audio
-from .data.layouts import AUDIO
-from .experiments import figures, transformation
+from .data.layouts import AUDIO, sounds
+from .enhancement import Settings
+from .experiments import transformation
+from .experiments.enhancement import picture
 from .models.base import DVAE
 from .models.parameters import CheckpointError
 from .training.checkpoint import PRETRAINED, load_run, pretrained
@@ -54,7 +56,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def enhance(args: argparse.Namespace) -> None:
     check_seed(args.seed)
-    settings, pairs = enhancement.Settings.of(args.method, args.iterations), targets_of(args.noisy, args.output)
+    settings, pairs = Settings.of(args.method, args.iterations), targets_of(args.noisy, args.output)
     if not args.noisy.is_dir():
         for path in pairs[0][1], *([pairs[0][1].with_suffix(".png")] if args.plot else []):
             refuse_existing(path, args.force or path == STANDARD_OUTPUT)
@@ -97,11 +99,8 @@ def enhance_file(source: Path, target: Path, model: DVAE, stft: audio.STFT, sett
     audio.write(target, audio.resample(clean, audio.SAMPLE_RATE, back)[:length], back)
     print(target, file=messages)
     if args.plot and learned[0]:
-        noise = torch.cat([levels @ spectra for levels, spectra, _ in learned[0]]).cpu().numpy()
-        heard = [noisy[0].cpu(), torch.from_numpy(clean[:, 0])]
-        spectra = [stft.analyse(x / heard[0].abs().max()).abs().square().numpy() for x in heard]
-        panels = zip(("noisy", "enhanced", "noise as learned, block by block"), (*spectra, noise), strict=True)
-        figures.spectrograms(list(panels), stft, target.with_suffix(".png"))
+        heard = {"noisy": noisy[0].cpu().numpy(), "enhanced": clean[:, 0]}
+        picture(heard, learned[0], stft, target.with_suffix(".png"))
 
 
 def targets_of(noisy: Path, output: Path | None) -> list[tuple[Path, Path]]:
@@ -115,8 +114,7 @@ def targets_of(noisy: Path, output: Path | None) -> list[tuple[Path, Path]]:
         if target != STANDARD_OUTPUT and target.suffix.lower() != ".wav":
             raise SettingError(f"-o {target}: expected a name that ends in .wav")
         return [(noisy, target)]
-    files = sorted(path for path in noisy.rglob("*") if path.suffix.lower() in AUDIO and path.is_file())
-    if not files:
+    if not (files := sounds(noisy)):
         raise audio.AudioError(f"{noisy}: holds no sound files ({', '.join(AUDIO)})")
     folder = output or noisy.resolve().with_name(f"{noisy.resolve().name}-enhanced")
     pairs = [(path, (folder / path.relative_to(noisy)).with_suffix(".wav")) for path in files]
@@ -137,15 +135,11 @@ def main() -> None:
 
     command = commands.add_parser("enhance", help="the speech of NOISY without the noise")
     command.set_defaults(call=enhance)
-    command.add_argument(
-        "noisy", type=Path, metavar="NOISY", help="sound file, folder of them, or - for standard input"
-    )
+    command.add_argument("noisy", type=Path, metavar="NOISY", help="sound file, folder of them, or - for stdin")
     add_options(command, "NOISY-enhanced.wav, or a folder NOISY-enhanced", enhancement.DEFAULT, "a DVAE")
-    methods = (
-        "how latents are found: by training the encoder, as the most probable ones, or around them (default: ldem)"
-    )
-    command.add_argument("--method", choices=enhancement.E_STEPS, default="ldem", help=methods)
-    iterations = f"at most so many steps (default: {enhancement.Settings().iterations})"
+    method, iterations = Settings.method, f"at most so many steps (default: {Settings.iterations})"
+    methods = f"latents by training the encoder, the most probable ones, or ones around them (default: {method})"
+    command.add_argument("--method", choices=enhancement.E_STEPS, default=method, help=methods)
     command.add_argument("--iterations", type=int, help=iterations)
     command.add_argument("--plot", action="store_true", help="also draw the spectrograms, in a png beside the result")
 
@@ -162,9 +156,8 @@ def main() -> None:
 def add_options(command: argparse.ArgumentParser, target: str, model: str, kind: str) -> None:
     command.add_argument("-o", "--output", type=Path, help=f"where to write (default: {target})")
     command.add_argument("--force", action="store_true", help="replace the output where it is there (default: refuse)")
-    command.add_argument(
-        "--model", default=model, help=f"run folder of {kind}, or a model that ships (default: {model})"
-    )
+    models = f"run folder of {kind}, or a model that ships (default: {model})"
+    command.add_argument("--model", default=model, help=models)
     command.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .data import audio
 from .data.audio import STFT
+from .kernels.gaussian_kl import gaussian_kl
 from .models.base import DVAE, LOG_VARIANCE_RANGE, Gaussian, past
 from .models.parameters import CheckpointError
 from .training.checkpoint import load_run
@@ -179,21 +180,13 @@ class Inference:
         x = self.power.expand(self.chains, -1, -1)
         output = self.model(x, self.model.draw_noise(self.chains, len(self.power), self.generator))
         log_variance, p_z = self.model.score(x_past.expand(self.chains, -1, -1), output.z, output.w)
-        cost = kl(output.q_z, p_z)
+        cost = gaussian_kl(*output.q_z, *(p_z or ())).sum(-1)
         if output.q_w is not None:
-            cost = cost + kl(output.q_w, None)
+            cost = cost + gaussian_kl(*output.q_w)
         return log_variance.clamp(*LOG_VARIANCE_RANGE).exp(), cost
 
     def step(self) -> None:
         self.optimiser.step()
-
-
-def kl(q: Gaussian, p: Gaussian | None) -> Tensor:
-    """KL(q ‖ p) per chain, (chains,); p: else N(0, I)"""
-    mean, log_variance = p or (torch.zeros_like(q.mean), torch.zeros_like(q.mean))
-    ratio = q.log_variance - log_variance
-    terms = ratio.exp() + (q.mean - mean).square() * torch.exp(-log_variance) - 1 - ratio
-    return 0.5 * terms.flatten(1).sum(1)
 
 
 E_STEPS = {"vem": Inference, "peem": Latents, "ldem": Latents}
@@ -254,7 +247,7 @@ def enhance_speech(
     return clean, learned
 
 
-def enhance(waveform: np.ndarray, rate: int, model=DEFAULT, method="ldem", device="cpu") -> np.ndarray:
+def enhance(waveform: np.ndarray, rate: int, model=DEFAULT, method=Settings.method, device="cpu") -> np.ndarray:
     """Noisy speech (samples,) at `rate` Hz → clean speech at 16 kHz. model: run folder of a DVAE, or one that ships.
     ValueError where the waveform has another shape or is not finite, or the model is none."""
     if waveform.ndim != 1 or not np.isfinite(waveform).all():

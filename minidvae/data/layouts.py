@@ -44,6 +44,11 @@ class CorpusError(ValueError):
     """One line: the path, what is wrong with it and what would be right."""
 
 
+def sounds(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """The sound files in a folder that fit a pattern, sorted; no corpus needs to be made of them."""
+    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in AUDIO and path.is_file())
+
+
 def scan(root: Path) -> dict[str, tuple[int, int]]:
     """All audio and label files below `root`, sorted: path relative to it → size, time of change. Hidden files and
     folders are left out, and so are folders met before (links that lead in a circle). CorpusError where a folder cannot

@@ -537,6 +537,11 @@ def make_noise(kind: str, n: int, rng: Generator, babble: Callable = _babble) ->
     return clatter[:n] + 0.5 * voices * np.sqrt(np.mean(clatter[:n] ** 2) / np.mean(voices**2))
 
 
+def at_ratio(noise: np.ndarray, speech: np.ndarray, ratio: float) -> np.ndarray:
+    """The noise (n,), as loud as gives speech (n,) this signal-to-noise ratio in dB."""
+    return noise * np.sqrt(np.mean(speech**2) / np.mean(noise**2)) * _amplitude(-ratio)
+
+
 def apply_condition(waveform: np.ndarray, condition: str, rng: Generator, babble: Callable = _babble) -> np.ndarray:
     """An utterance (samples,) with one of CONDITIONS over it; its type and peak are kept. "channel" is a spectral
     tilt of up to 6 dB per octave either way, a low cut, three peaks or dips of up to 10 dB; "noise" is one of NOISES at
@@ -558,8 +563,7 @@ def apply_condition(waveform: np.ndarray, condition: str, rng: Generator, babble
         y = irfft(rfft(y, padded) * _amplitude(gain), padded)[: len(y)]
     if condition != "channel":
         kind, ratio = rng.choice(NOISES).item(), rng.uniform(5, 15)
-        noise = make_noise(kind, len(y), rng, babble)
-        y = y + noise * np.sqrt(np.mean(y**2) / np.mean(noise**2)) * _amplitude(-ratio)
+        y = y + at_ratio(make_noise(kind, len(y), rng, babble), y, ratio)
     y *= peak / np.abs(y).max()
     return (np.rint(y) if np.issubdtype(waveform.dtype, np.integer) else y).astype(waveform.dtype)
 

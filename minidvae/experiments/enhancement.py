@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..data import audio, synthetic
 from ..data.audio import SAMPLE_RATE, STFT
 from ..data.corpus import Corpus
-from ..data.layouts import AUDIO
+from ..data.layouts import sounds
 from ..enhancement import Settings, enhance_speech
 from ..training.settings import SettingError
 from . import figures, metrics, report, resynthesis
@@ -102,13 +102,18 @@ def evaluate_run(run: Run, options: Options, mixtures: list[Mixture]) -> dict:
 
 def keep(run: Run, mixture: Mixture, estimate: np.ndarray, learned: list) -> None:
     """Three sounds, and a picture of them with the noise as the model learned it."""
-    sounds = {"noisy": mixture.noisy, "enhanced": estimate, "clean": mixture.clean}
-    for kind, sound in sounds.items():
+    heard = {"noisy": mixture.noisy, "enhanced": estimate, "clean": mixture.clean}
+    for kind, sound in heard.items():
         audio.write(run.target / f"{mixture.name}-{kind}.wav", sound)
-    peak = np.abs(mixture.noisy).max()
-    panels = [(kind, run.stft.analyse(torch.from_numpy(x / peak)).abs().square().numpy()) for kind, x in sounds.items()]
+    picture(heard, learned, run.stft, run.target / f"{mixture.name}.png")
+
+
+def picture(heard: dict[str, np.ndarray], learned: list, stft: STFT, path: Path) -> None:
+    """Spectrograms of sounds (samples,), the noisy one first, and of the noise as `enhance_speech` learned it."""
+    peak = np.abs(next(iter(heard.values()))).max()
+    panels = [(kind, stft.analyse(torch.from_numpy(x / peak)).abs().square().numpy()) for kind, x in heard.items()]
     noise = torch.cat([levels @ spectra for levels, spectra, _ in learned]).cpu().numpy()
-    figures.spectrograms([*panels, ("noise as learned", noise)], run.stft, run.target / f"{mixture.name}.png")
+    figures.spectrograms([*panels, ("noise as learned, block by block", noise)], stft, path)
 
 
 def mixtures_of(run: Run, options: Options) -> Iterator[Mixture]:
@@ -117,7 +122,7 @@ def mixtures_of(run: Run, options: Options) -> Iterator[Mixture]:
     if options.pairs:
         if options.noise or options.snr:
             raise SettingError("--pairs: are as they were recorded; leave out --noise and --snr")
-        yield from list(pairs_of(options.pairs))[: options.limit]
+        yield from run.test
         return
     if not np.isfinite(options.snr or SNRS).all():
         raise SettingError("--snr: expected finite numbers")
@@ -135,14 +140,13 @@ def mix(test: Corpus, index: int, snr: float, clips: list[np.ndarray] | None, se
         clip = clips[index % len(clips)]
         start = random.choice(np.flatnonzero(clip))  # not in a silence
         noise = np.take(clip, np.arange(len(clean)) + start, mode="wrap")
-    gain = np.sqrt(np.mean(clean**2) / np.mean(noise**2)) * 10 ** (-snr / 20)
-    return Mixture(f"{utterance.name}-{snr:g}dB", snr, clean, (clean + gain * noise).astype(np.float32))
+    noisy = clean + synthetic.at_ratio(noise, clean, snr)
+    return Mixture(f"{utterance.name}-{snr:g}dB", snr, clean, noisy.astype(np.float32))
 
 
 def clips_of(folder: Path) -> list[np.ndarray]:
     """The sounds of a folder that are not silent. SettingError where there is none."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)
-    clips = [clip for clip in map(audio.load, files) if clip.any()]
+    clips = [clip for clip in map(audio.load, sounds(folder)) if clip.any()]
     if not clips:
         raise SettingError(f"--noise {folder}: holds no sound of noise")
     return clips
@@ -151,11 +155,8 @@ def clips_of(folder: Path) -> list[np.ndarray]:
 def pairs_of(folder: Path) -> Iterator[Mixture]:
     """DIR/clean/NAME and DIR/noisy/NAME, or clean-NAME and noisy-NAME in one folder. SettingError where there is none,
     or two files differ in length."""
-    in_one, in_two = (
-        sorted(path for path in found if path.suffix.lower() in AUDIO)
-        for found in (folder.glob("clean-*"), (folder / "clean").glob("*"))
-    )
-    found = in_one or in_two
+    in_one = sounds(folder, "clean-*")
+    found = in_one or sounds(folder, "clean/*")
     if not found:
         raise SettingError(f"--pairs {folder}: expected clean/ and noisy/ with the same names, or clean-* and noisy-*")
     for path in found:

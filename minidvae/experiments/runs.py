@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data import synthetic
 from ..data.audio import STFT
 from ..data.corpus import Corpus, Utterance
+from ..enhancement import Settings
 from ..models.parameters import CheckpointError
 from ..training.features import FEATURE_EXTRACTORS
 from ..training.settings import Recipe
@@ -28,7 +29,7 @@ class Run:
     content: dict  # of its checkpoint; {"model": name} for a published one
     data: str  # the corpus: built-in, a folder, a manifest
     corpus: Corpus  # all its splits
-    test: Corpus  # the utterances to evaluate on
+    test: Corpus  # the utterances to evaluate on; of --pairs a list of mixtures, and no corpus beside it
     target: Path  # folder for results and pictures
 
     @property
@@ -70,7 +71,7 @@ class Options:
     noise: Path | None = None
     snr: tuple[float, ...] | None = None
     pairs: Path | None = None
-    method: str = "ldem"
+    method: str = Settings.method
     iterations: int | None = None
 
 

@@ -52,9 +52,7 @@ class LigHTConfig(DVAEConfig):
     w_layers: int = 2
     variant: str = "plain"  # ablation: inv_s swaps the streams of the likelihood; inv_s_nr has no residual there
     z_log_variance: float = 0.0  # where the log-variance of q(z) starts: below 0, z says more from the first step on
-    context: int = (
-        0  # frames that attention sees: a frame and those before it, in the encoder as many behind it; 0: all
-    )
+    context: int = 0  # frames in sight: itself and those before, in the encoder as many behind; 0: all
     phases: int = 1  # of the clock of z
 
 
@@ -364,27 +362,26 @@ class LigHTDVAE(DVAE):
 
     @torch.no_grad()
     def decode(self, z: Tensor, w: Tensor) -> Tensor:
-        frames = iter(z.split(1, dim=1))
-        return self.unroll(w, z.shape[1], lambda *_: next(frames))
+        return self.unroll(w, z.shape[1], lambda t, *_: z[:, t : t + 1])
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
         noise_z, noise_w = self.draw_noise(n, frames, generator)
-        w, noises, caches = self.draw_w(noise_w), iter(noise_z.split(1, dim=1)), self.decoders[-1].caches(frames)
+        w, places, caches = self.draw_w(noise_w), list(self.places(frames).each()), self.decoders[-1].caches(frames)
 
-        def draw(place: Places, z_past: Tensor, x_past: Tensor) -> Tensor:
-            return self.prior(z_past, w, x_past, place, caches).sample(next(noises))
+        def draw(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
+            return self.prior(z_past, w, x_past, places[t], caches).sample(noise_z[:, t : t + 1])
 
         return self.unroll(w, frames, draw)
 
-    def unroll(self, w: Tensor, frames: int, draw_z: Callable[[Places, Tensor, Tensor], Tensor]) -> Tensor:
+    def unroll(self, w: Tensor, frames: int, draw_z: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
         """log-variance (batch, frames, bins), frame by frame from the own past, with cached keys and values.
-        draw_z(place of the frame, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent)."""
+        draw_z(t, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent)."""
         caches = self.decoders[0].caches(frames)
         z, x_past = w.new_zeros(len(w), 1, self.config.latent), w.new_zeros(len(w), 1, self.config.bins)
         log_variance = []
-        for place in self.places(frames).each():
-            z = draw_z(place, z, x_past)
+        for t, place in enumerate(self.places(frames).each()):
+            z = draw_z(t, z, x_past)
             log_variance.append(self.likelihood(z, w, x_past, place, caches))
             x_past = self.feed_back(log_variance[-1])
         return torch.cat(log_variance, dim=1)

@@ -140,6 +140,14 @@ def test_positions_are_relative():
         assert same.all() if cut == 2 else not same.any()
 
 
+@torch.no_grad()
+def test_decoding_asks_for_z_by_the_number_of_the_frame():
+    """As bench/transformer.py does, to read the clock at each."""
+    model, (z, w), asked = small(), small().draw_noise(1, 3), []
+    log_variance = model.unroll(w, 3, lambda t, *_: asked.append(t) or z[:, t : t + 1])
+    assert asked == [0, 1, 2] and torch.equal(log_variance, model.decode(z, w))
+
+
 def test_work_per_frame_does_not_grow_with_the_length():
     """Matrix products but attention's: two operations for each weight that a frame passes, of 10 frames as of 80.
     Recomputing the past would make them grow with the frame's number."""

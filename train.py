@@ -7,14 +7,20 @@ A step is a pure function of (seed, step) and the state before it, so an interru
 exactly as if it had not been interrupted.
 """
 
+import os
 import signal
+import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from minidvae import command_line
+from minidvae import command_line, processes
 from minidvae.command_line import SOURCES_OF_SPEECH, Parser, check_seed, choose_device, has_bf16
 from minidvae.experiments import figures
 from minidvae.models import MODELS
@@ -35,9 +41,17 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
     if run.resumed:
         optimiser.load_state_dict(run.optimiser)
     same_noise = {"fallback_random": True}  # as it is drawn without compiling
-    loss_of = torch.compile(model.loss, options=same_noise) if compiled else model.loss
+    loss_of = Loss(torch.compile(model.loss, options=same_noise) if compiled else model.loss, model)
+    if processes.count() > 1:
+        loss_of = DistributedDataParallel(loss_of)
     stop, clock = StopRequest(), Clock(progress.seconds)
-    bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=None)
+    bar = tqdm(
+        total=recipe.steps,
+        initial=progress.step,
+        desc=run.plan.model,
+        unit="step",
+        disable=processes.rank() > 0 or None,
+    )
 
     while progress.step < recipe.steps and not (recipe.patience and progress.waited >= recipe.patience):
         step = progress.step
@@ -52,8 +66,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
-        terms = read_terms(terms | {"gradient norm": norm}, run, step)
+        terms = read_terms(terms | {"gradient norm": norm, "stop": norm.new_tensor(float(stop.requested))}, run, step)
         del terms["gradient norm"]
+        stopping = terms.pop("stop") > 0  # any process was asked to
         optimiser.step()
 
         progress.step += 1
@@ -81,13 +96,14 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
                 run.save("best.pt")
             run.log(report)
             run.save("last.pt", optimiser=optimiser.state_dict())
-            figures.curves(run.reports, run.folder / "curves.png")
+            if processes.rank() == 0:
+                figures.curves(run.reports, run.folder / "curves.png")
             bar.write(f"{describe(report, recipe.steps)}   {rate:,.0f} frames/s")
             clock.restart()
-        elif stop.requested:
+        elif stopping:
             progress.seconds = clock.now()
             run.save("last.pt", optimiser=optimiser.state_dict())
-        if stop.requested:
+        if stopping:
             bar.close()
             print(f"Stopped after step {progress.step}. Go on with: python train.py --resume --run {run.folder}")
             raise SystemExit(130)
@@ -98,21 +114,25 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
 def development_loss(run: TrainingRun, held_out, step: int) -> dict[str, float]:
     """The terms of the loss over the development split, the same noise every time."""
     run.model.eval()
-    torch.manual_seed(seed_of(run.plan.seed, -1))
-    sums, total = {}, 0
-    for batch, count in held_out.development(run.model):
-        with autocast(run):
-            _, terms = run.model.loss(batch)
-        for name, value in read_terms(terms, run, step).items():
-            sums[name] = sums.get(name, 0.0) + value * count
-        total += count
+    sums, everyone = Counter(), processes.count()
+    with processes.each_apart():
+        for number, (batch, count) in enumerate(held_out.development(run.model)):
+            if number % everyone == processes.rank():
+                torch.manual_seed(seed_of(run.plan.seed, -1 - number))
+                with autocast(run):
+                    _, terms = run.model.loss(batch)
+                sums.update({name: value * count for name, value in read_terms(terms, run, step).items()})
+                sums["examples"] += count
     run.model.train()
-    return {name: value / total for name, value in sums.items()}
+    totals = processes.total(torch.tensor(list(sums.values()), dtype=torch.float64, device=run.device)).tolist()
+    sums = dict(zip(sums, totals, strict=True))
+    return {name: value / sums["examples"] for name, value in sums.items() if name != "examples"}
 
 
 def read_terms(terms: dict[str, torch.Tensor], run: TrainingRun, step: int) -> dict[str, float]:
-    """The terms as numbers. Raises CheckpointError at the first that is not finite."""
-    values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+    """The terms as numbers, their mean over the processes. Raises CheckpointError at the first that is not finite."""
+    values = processes.total(torch.stack(list(terms.values()))) / processes.count()
+    values = dict(zip(terms, values.tolist(), strict=True))
     for name in sorted(values, key=lambda name: name == "loss"):  # a cause before the sum
         if not abs(values[name]) < float("inf"):
             kept = run.folder / "last.pt" if (run.folder / "last.pt").exists() else "none yet"
@@ -121,7 +141,7 @@ def read_terms(terms: dict[str, torch.Tensor], run: TrainingRun, step: int) -> d
 
 
 def seed_of(seed: int, step: int) -> int:
-    """One seed per (seed, step); step −1 is the development set's."""
+    """One seed per (seed, step); steps below 0 are the batches of the development set."""
     return (seed * 2_654_435_761 + step + 1) % 2**63
 
 
@@ -134,6 +154,14 @@ def describe(report: dict, steps: int) -> str:
     for part in ("train", "dev"):
         parts.append(f"{part} " + "  ".join(f"{name} {value:.4g}" for name, value in report[part].items()))
     return "   ".join(parts)
+
+
+class Loss(nn.Module):
+    """A loss as the forward pass of a module, which is what DistributedDataParallel takes."""
+
+    def __init__(self, loss: Callable, model: nn.Module):
+        super().__init__()
+        self.model, self.forward = model, loss
 
 
 class Clock:
@@ -197,11 +225,14 @@ def main() -> None:
     if args.steps is not None and args.steps < 1:
         raise SettingError(f"--steps {args.steps}: expected at least 1")
     check_seed(args.seed or 0)
-    device = choose_device(args.device)
+    device = processes.join(choose_device(args.device))
+    if processes.rank() > 0:
+        sys.stdout = open(os.devnull, "w")
     if args.precision == "auto":
         args.precision = "bf16" if has_bf16(device) else "fp32"
     run = (resume if args.resume else begin)(args, device)
-    batches, held_out = run.sources()
+    with processes.first_alone():
+        batches, held_out = run.sources()
     if not run.resumed:
         run.model.fit(batches, fresh=not run.plan.init)
     run.make_folder(exist_ok=bool(args.run or args.resume))

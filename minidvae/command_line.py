@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from . import processes
 from .data.audio import AudioError
 from .data.corpus import CorpusError
 from .models.parameters import CheckpointError
@@ -38,9 +39,11 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
-            raise
         message = "out of memory; in training try a smaller batch: --set batch=8"
+        if processes.lost_another(error):
+            message = "another process of this training has ended; go on with --resume"
+        elif not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "t allocate memory" not in str(error):
+            raise
     except KeyboardInterrupt:
         sys.exit(130)
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)

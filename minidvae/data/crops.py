@@ -79,22 +79,23 @@ class Augmentation:
     gain: tuple[float, float] = (0.0, 0.0)  # dB
     equaliser: float = 0.0  # standard deviation of each cosine's amplitude, dB
 
-    def __call__(self, windows: Windows, numbers: np.ndarray, random: np.random.Generator) -> torch.Tensor:
-        """Windows by their numbers, augmented: (n,) → (n, samples). Rounded to 16 bits as what is packed is, so that
+    def __call__(self, windows: Windows, numbers: np.ndarray, random: np.random.Generator, rows: slice) -> torch.Tensor:
+        """Windows by their numbers, augmented, some rows of them: (n,) → (rows, samples). Rounded to 16 bits as what is packed is, so that
         digital silence stays silent. A window whose utterance is too short to be played faster keeps its speed."""
-        crops = windows[numbers]
         slowest, fastest = (round(speed * audio.SAMPLE_RATE / RATE_STEP) for speed in self.speed)
         rates = RATE_STEP * random.integers(slowest, fastest, size=len(numbers), endpoint=True)
         gains = 10 ** (random.uniform(*self.gain, size=len(numbers)) / 20)
+        amplitudes = random.normal(0, self.equaliser, (len(numbers), COSINES)) if self.equaliser else None
+        numbers, rates, gains = numbers[rows], rates[rows], gains[rows]
+        crops = windows[numbers]
         for crop, number, rate, gain in zip(crops.numpy(), numbers, rates, gains, strict=True):
             needed = -(-windows.samples * rate // audio.SAMPLE_RATE)
             if len(piece := windows.around(number, needed)) == needed:
                 crop[:] = audio.resample(piece, rate, audio.SAMPLE_RATE)[: windows.samples]
             crop *= gain
         if self.equaliser:
-            amplitudes = torch.from_numpy(random.normal(0, self.equaliser, (len(crops), COSINES))).float()
             length = 2 ** windows.samples.bit_length()  # of a fast transform, with room for the filter's tail
-            curves = amplitudes @ cosines(length)  # dB, (n, frequencies)
+            curves = torch.from_numpy(amplitudes[rows]).float() @ cosines(length)  # dB, (n, frequencies)
             spectra = torch.fft.rfft(crops, length) * 10 ** (curves / 20)
             crops[:] = torch.fft.irfft(spectra, length)[:, : windows.samples]
         return crops.mul_(32767).round_().div_(32767)
@@ -119,13 +120,13 @@ class RandomCrops:
         self.batch_size, self.seed, self.skipped = batch_size, seed, self.windows.skipped
         self.sequences = int(((self.windows.counts - 1 + samples) // samples).sum())
 
-    def __call__(self, step: int) -> torch.Tensor:
-        """The batch of a step: (batch, samples) float32 on the CPU, pinned where there is a GPU."""
+    def __call__(self, step: int, rows: slice = slice(None)) -> torch.Tensor:
+        """The batch of a step, or some rows of it: (rows, samples) float32 on the CPU, pinned where there is a GPU."""
         random = np.random.default_rng((self.seed, step))
         numbers = random.integers(len(self.windows), size=self.batch_size)
         if self.augmentation == Augmentation():
-            return self.windows[numbers]
-        return self.augmentation(self.windows, numbers, random)
+            return self.windows[numbers[rows]]
+        return self.augmentation(self.windows, numbers, random, rows)
 
 
 def consecutive_crops(corpus: Corpus, samples: int, batch_size: int, trim: bool = True) -> Iterator[torch.Tensor]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..kernels.gaussian_kl import gaussian_kl
 from ..kernels.is_divergence import is_divergence
 
@@ -209,8 +210,11 @@ class DVAE(Model):
         like = next(self.parameters())
 
         def normal(*shape: int) -> Tensor:
-            draws = ((g, like.device if g is None else g.device) for g in sources)
-            noise = [torch.empty(count, *shape, device=d, dtype=like.dtype).normal_(generator=g) for g, d in draws]
+            if generator is None:  # in training, of which this may be one process of several
+                return processes.normal(like, batch, *shape)
+            noise = [
+                torch.empty(count, *shape, device=g.device, dtype=like.dtype).normal_(generator=g) for g in sources
+            ]
             return torch.cat(noise).to(like.device)
 
         noise_z = normal(frames, self.config.latent)

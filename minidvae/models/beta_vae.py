@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..kernels.gaussian_kl import gaussian_kl
 from .base import Gaussian, Standardise
 from .segments import SegmentBatch, SegmentDecoder, SegmentEncoder, SegmentModel, gaussian_log_likelihood
@@ -40,7 +41,7 @@ class BetaVAE(SegmentModel):
     def loss(self, batch: SegmentBatch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """−log p(x | z) + β KL per segment, mean over the batch (its `x`: (batch, frames, bins)), and its terms."""
         q_z = self.infer(batch.x)
-        z = q_z.sample(torch.randn_like(q_z.mean) if noise is None else noise)
+        z = q_z.sample(processes.normal(q_z.mean, *q_z.mean.shape) if noise is None else noise)
         reconstruction = -gaussian_log_likelihood(self.standardise(batch.x), self.decoder(z)).mean()
         terms = {"reconstruction": reconstruction, "kl_z": gaussian_kl(*q_z).mean()}
         loss = terms["reconstruction"] + self.config.beta * terms["kl_z"]

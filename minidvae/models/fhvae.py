@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import processes
 from ..kernels.gaussian_kl import gaussian_kl
 from .base import Gaussian, Standardise
 from .segments import SegmentBatch, SegmentDecoder, SegmentEncoder, SegmentModel, gaussian_log_likelihood
@@ -107,7 +108,9 @@ class FHVAE(SegmentModel):
     def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Standard-normal draws for z1 and z2, (batch, latent) each; a CPU generator gives the same on every device."""
         mean, latents = self.standardise.mean, (self.config.z1_latent, self.config.z2_latent)
-        source = mean.device if generator is None else generator.device
+        if generator is None:
+            return tuple(processes.normal(mean, batch, n) for n in latents)
+        source = generator.device
         return tuple(torch.empty(batch, n, device=source).normal_(generator=generator).to(mean) for n in latents)
 
     def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Latents:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
+from .. import processes
 from .base import DVAE, DVAEConfig, DVAEOutput, Gaussian, GaussianHead, Generators, Score, past, per_frame
 
 VARIANTS = ("plain", "inv_s", "inv_s_nr")
@@ -336,17 +337,22 @@ class LigHTDVAE(DVAE):
         utterances then run away, each frame fed back larger than the one before."""
         if torch.compiler.is_compiling():  # not for every share anew
             return torch.compiler.disable(self.replace_past)(x_past, z, w)
-        count = round(self.own_past * len(x_past))
+        everyone = processes.count() * len(x_past)
+        count = round(self.own_past * everyone)
         if count == 0:
             return x_past
+        rows = torch.arange(everyone)[processes.own(everyone)]
         silence = self.input_scale(x_past.new_zeros(1, 1, x_past.shape[-1]))
         level = LOUDEST * torch.rand(count, 1, 1, device=x_past.device)
-        wrong = silence + level * (x_past.roll(1, dims=0)[:count] - silence)
+        wrong = silence + level * (processes.whole(x_past).roll(1, dims=0)[:count] - silence)
         wrong[:, 0] = 0  # nothing has passed yet
-        own = past(self.feed_back(self.likelihood(z[:count:2], w[:count:2], wrong[::2], self.places(z.shape[1]))))
+        wrong = torch.cat([wrong[rows[rows < count]], x_past[rows >= count]])
+        again = (rows < count) & (rows % 2 == 0)
+        if again.any():
+            own = self.likelihood(z[again], w[again], wrong[again], self.places(z.shape[1]))
+            wrong[again] = past(self.feed_back(own)).to(wrong)
         torch.clear_autocast_cache()  # it now holds weights cast without gradient
-        wrong[::2] = own.to(wrong)
-        return torch.cat([wrong, x_past[count:]])
+        return wrong
 
     def resynthesise_each(self, spectra: Sequence[Tensor], mode: str, noises: Sequence) -> Iterator[Tensor]:
         """Padded to the longest, in one batch."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import processes
 from ..kernels.lstm_scan import LSTMWeights, lstm_scan
 from .base import DVAE, DVAEConfig, Gaussian, GaussianHead, Generators
 
@@ -136,7 +137,9 @@ class AutoregressiveDVAE(DVAE):
         the own output with probability `own_past`, for each sequence and frame by itself, and the true one else."""
         z, state, x_past = first, None, first.new_zeros(len(first), self.config.bins)
         outputs, fed = [], []
-        own = None if true is None else torch.rand(frames, len(z), 1, device=z.device) < self.own_past
+        if true is not None:
+            draw = processes.drawn(lambda rows: torch.rand(frames, rows, 1, device=z.device), len(z), dim=1)
+            own = draw < self.own_past
         for t in range(frames):
             log_variance, z, state = self.step(x_past, z, state, lambda prior, t=t: draw_z(t, prior))
             outputs.append(log_variance)

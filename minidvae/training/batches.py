@@ -30,6 +30,7 @@ class Batches:
     models: ClassVar[type[Model]]  # what they have in common
     settings: ClassVar[tuple[str, ...]]  # fields of Recipe that only some kinds have a use for, this one among them
     needs_labels = False
+    divisible = True  # whether several processes can share a batch
     unused = "shorter than one training sequence"  # what the utterances are that `skipped` counts
     extractor = ""  # digest of the trained model whose latents take the place of features
 

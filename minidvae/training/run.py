@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .. import processes
 from ..data.corpus import absolute, load_corpus
 from ..files import write_json, write_text
 from ..models import MODELS, build_model
@@ -67,7 +68,12 @@ class TrainingRun:
     def sources(self) -> tuple[Batches, Batches]:
         """The batches of the training and of the development split. The recipe and the plan become complete.
         Raises SettingError where the corpus, or the extractor, is not the one that the run began with."""
-        corpus, plan, kind = load_corpus(self.plan.data), self.plan, kind_of(type(self.model))
+        plan, kind, several = self.plan, kind_of(type(self.model)), processes.count()
+        if several > 1 and not kind.divisible:
+            raise SettingError(f"{plan.model}: is trained in one process; start it without torchrun")
+        if self.recipe.batch % several:
+            raise SettingError(f"batch={self.recipe.batch}: expected a multiple of the {several} processes")
+        corpus = load_corpus(plan.data)
         labels = corpus.labels_fingerprint if kind.needs_labels or self.recipe.domain else ""
         found = {"fingerprint": corpus.fingerprint, "labels": labels}
         if self.resumed and found != {name: getattr(plan, name) for name in found}:
@@ -86,6 +92,8 @@ class TrainingRun:
 
     def make_folder(self, exist_ok: bool) -> None:
         """Make the folder, or one of a longer name where a run that began in the same second has this one."""
+        if processes.rank() > 0:
+            return
         while True:
             try:
                 self.folder.mkdir(parents=True, exist_ok=exist_ok)
@@ -97,11 +105,15 @@ class TrainingRun:
         write_json(self.folder / "config.json", asdict(self.plan) | {"model_settings": asdict(self.model.config)})
 
     def save(self, name: str, **state) -> None:
+        if processes.rank() > 0:
+            return
         state |= {"plan": asdict(self.plan), "progress": asdict(self.progress)}
         checkpoint.save(self.folder / name, self.plan.model, self.model, stft_of(self.recipe), **state)
 
     def log(self, report: dict) -> None:
         self.reports.append(report)
+        if processes.rank() > 0:
+            return
         write_text(self.folder / "log.jsonl", "".join(json.dumps(report) + "\n" for report in self.reports))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import processes
 from ..data import audio
 from ..data.corpus import Corpus
 from ..data.crops import Windows
@@ -61,7 +62,7 @@ class FeatureSegments(Batches):
         chosen = self.chosen(step)
         segments = self.index.counts[chosen].sum()
         places = np.random.default_rng((self.seed, step)).integers(segments, size=self.recipe.batch)
-        rows, numbers = self.among(chosen, places)
+        rows, numbers = self.among(chosen, places[processes.own(self.recipe.batch)])
         x = self.features(self.index[numbers])
         counts = torch.from_numpy(self.index.counts[chosen[rows]])
         return SegmentBatch(x, counts.to(x), torch.from_numpy(rows).to(self.device))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .. import processes
 from ..data.corpus import Corpus
 from ..data.crops import Augmentation, RandomCrops, consecutive_crops
 from ..models.base import DVAE
@@ -34,7 +35,7 @@ class Spectra(Batches):
         return torch.cat([self.stft.power(self.crops(step)) for step in range(STATISTICS_BATCHES)])
 
     def __call__(self, step: int) -> Tensor:
-        return self.stft.power(self.crops(step).to(self.device, non_blocking=True))
+        return self.stft.power(self.crops(step, processes.own(self.recipe.batch)).to(self.device, non_blocking=True))
 
     def development(self, model: DVAE) -> Iterator[tuple[Tensor, int]]:
         """The past is as it will be at the end of training, so that the best checkpoint is the best at that."""

@@ -39,6 +39,7 @@ class Utterances(Batches):
     models = Recogniser
     settings = ("features", "extractor", "latent", "targets", "delay", "domain")
     needs_labels = True
+    divisible = False  # a lane carries its state, and transcripts differ in length
     unused = "without the labels that are learned"
 
     def __init__(self, corpus: Corpus, recipe: Recipe, seed: int, device: torch.device):

@@ -1,0 +1,84 @@
+"""A training in two processes: the same losses as in one, faults of either, going on in another number."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli import ROOT, call, log, surroundings, train_script  # noqa: F401
+
+TINY = ["frames=20", "batch=4", "report=10"]
+
+
+def start(*arguments) -> subprocess.Popen:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--", ROOT / "train.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*torchrun, *map(str, arguments)], env=environment, text=True, **pipes)
+
+
+def numbers(report: dict) -> dict:
+    return {f"{split} {name}": value for split in ("train", "dev") for name, value in report[split].items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("vae", []),
+        ("srnn", []),  # scheduled sampling: each process replaces its rows of the past
+        ("light_dvae", ["own_past=0.5,1", "width=16", "feedforward=16"]),  # the past of one row is that of another
+        ("fhvae", ["sequences=4", "table_steps=5", "width=16"]),  # rows of the table are drawn anew
+    ],
+)
+def test_two_processes_give_the_losses_of_one(speech, model, settings):
+    """Half the batch each, with the noise of the whole: 50 steps to 1e-4. Fails where a process draws its own noise,
+    gradients are not averaged, or both write the log."""
+    arguments = ["--model", model, "--recipe", "quick", "--data", speech, "--steps", 50, "--device", "cpu"]
+    settings = ["--set", *TINY, *settings]
+    process = start(*arguments, "--run", "two", *settings)
+    assert call(train_script, *arguments, "--run", "one", *settings) == 0
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    assert out.count("Finished") == 1
+    assert len(log("one")) == len(log("two")) == 5
+    for one, two in zip(log("one"), log("two"), strict=True):
+        assert numbers(two) == pytest.approx(numbers(one), rel=1e-4, abs=1e-3)  # Muon makes more of rounding
+
+
+def test_a_killed_process_ends_the_job_and_another_number_goes_on(speech):
+    """Killed at random moments, in two processes and in one, a run ends as one that nothing happened to. Fails where a
+    killed process leaves the other waiting, a checkpoint is torn, or states differ between processes."""
+    common = ["--model", "vae", "--recipe", "quick", "--data", speech, "--steps", 400, "--device", "cpu"]
+    settings = ["--set", *TINY]
+    assert call(train_script, *common, "--run", "whole", *settings) == 0
+    arguments = [*common, "--run", "cut", *settings]
+    for _ in range(2):
+        process, before = start(*arguments), len(log("cut")) if Path("cut/log.jsonl").exists() else 0
+        while process.poll() is None and not (Path("cut/log.jsonl").exists() and len(log("cut")) > before + 3):
+            time.sleep(0.05)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(workers[1]), signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert re.search(r"train.py: error: another process of this training has ended", error), error
+        assert 0 < len(log("cut")) < 40, "the run ended before it could be interrupted"
+        arguments = ["--resume", "--run", "cut", "--device", "cpu"]
+    assert call(train_script, *arguments) == 0
+    for whole, cut in zip(log("whole"), log("cut"), strict=True):
+        assert numbers(cut) == pytest.approx(numbers(whole), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "message"),
+    [("vae", "batch=5", "batch=5: expected a multiple of"), ("acoustic", "batch=4", "is trained in one process")],
+)
+def test_what_cannot_be_shared_is_one_line(speech, model, setting, message):
+    process = start("--model", model, "--recipe", "quick", "--data", speech, "--set", setting)
+    _, error = process.communicate()
+    assert process.returncode != 0
+    assert f"train.py: error: {message}" in error or message in error
+    assert not list(Path("runs").glob("*"))

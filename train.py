@@ -24,6 +24,7 @@ from minidvae.training.recipes import RECIPES
 from minidvae.training.run import TrainingRun, begin, resume
 from minidvae.training.settings import SettingError
 
+CURVES_EVERY = 60  # seconds between two pictures of the training at least
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
 
 
@@ -36,7 +37,7 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         optimiser.load_state_dict(run.optimiser)
     same_noise = {"fallback_random": True}  # as it is drawn without compiling
     loss_of = torch.compile(model.loss, options=same_noise) if compiled else model.loss
-    stop, clock = StopRequest(), Clock(progress.seconds)
+    stop, clock, drawn = StopRequest(), Clock(progress.seconds), float("-inf")
     bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=None)
 
     while progress.step < recipe.steps and not (recipe.patience and progress.waited >= recipe.patience):
@@ -81,7 +82,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
                 run.save("best.pt")
             run.log(report)
             run.save("last.pt", optimiser=optimiser.state_dict())
-            figures.curves(run.reports, run.folder / "curves.png")
+            if clock.now() - drawn >= CURVES_EVERY:
+                figures.curves(run.reports, run.folder / "curves.png")
+                drawn = clock.now()
             bar.write(f"{describe(report, recipe.steps)}   {rate:,.0f} frames/s")
             clock.restart()
         elif stop.requested:
@@ -92,6 +95,8 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
             print(f"Stopped after step {progress.step}. Go on with: python train.py --resume --run {run.folder}")
             raise SystemExit(130)
     bar.close()
+    if run.reports:
+        figures.curves(run.reports, run.folder / "curves.png")
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from minidvae.training.recipes import RECIPES
 from minidvae.training.run import TrainingRun, begin, resume
 from minidvae.training.settings import SettingError
 
+CURVES_EVERY = 60  # seconds between two pictures of the training at least
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
 
 
@@ -44,14 +45,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
     loss_of = Loss(torch.compile(model.loss, options=same_noise) if compiled else model.loss, model)
     if processes.count() > 1:
         loss_of = DistributedDataParallel(loss_of)
-    stop, clock = StopRequest(), Clock(progress.seconds)
-    bar = tqdm(
-        total=recipe.steps,
-        initial=progress.step,
-        desc=run.plan.model,
-        unit="step",
-        disable=processes.rank() > 0 or None,
-    )
+    stop, clock, drawn = StopRequest(), Clock(progress.seconds), float("-inf")
+    quiet = processes.rank() > 0 or None  # None: where no terminal shows it
+    bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=quiet)
 
     while progress.step < recipe.steps and not (recipe.patience and progress.waited >= recipe.patience):
         step = progress.step
@@ -96,8 +92,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
                 run.save("best.pt")
             run.log(report)
             run.save("last.pt", optimiser=optimiser.state_dict())
-            if processes.rank() == 0:
+            if run.reports and clock.now() - drawn >= CURVES_EVERY:
                 figures.curves(run.reports, run.folder / "curves.png")
+                drawn = clock.now()
             bar.write(f"{describe(report, recipe.steps)}   {rate:,.0f} frames/s")
             clock.restart()
         elif stopping:
@@ -108,6 +105,8 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
             print(f"Stopped after step {progress.step}. Go on with: python train.py --resume --run {run.folder}")
             raise SystemExit(130)
     bar.close()
+    if run.reports:
+        figures.curves(run.reports, run.folder / "curves.png")
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
-"""Files that are written whole: to a temporary file beside, then renamed."""
+"""Files that are written whole: to a temporary file beside, then renamed. And a log, to which lines are appended."""
 
+import errno
+import fcntl
 import json
 import os
 import secrets
@@ -10,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -62,3 +65,26 @@ def write_json(path: str | Path, content) -> None:
     """`content` as JSON, in which what is not a finite number is null."""
     plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
     write_text(path, json.dumps(plain, indent=1, allow_nan=False))
+
+
+def lock(file: BinaryIO) -> bool:
+    """Whether no other process has locked an open file, which then is locked until it is closed or this process ends.
+    A file system without locks gives it to every process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def append_line(file: BinaryIO, text: str) -> None:
+    """Append a line to an unbuffered file, in one write, and flush it to disk. OSError names the file."""
+    line = f"{text}\n".encode()
+    try:
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from None

@@ -62,7 +62,6 @@ def train_all(variants: dict[str, list[str]], folder: Path, common: list[str]) -
         if (run / "last.pt").exists():
             call("train.py", "--resume", "--run", run)
         else:
-            (run / "config.json").unlink(missing_ok=True)  # of a training that was killed before its first checkpoint
             call("train.py", *asked[title], "--run", run)
     return runs
 

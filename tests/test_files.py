@@ -84,3 +84,19 @@ def test_errors_name_the_file(name, tmp_path, monkeypatch):
         write_text(tmp_path / name, "text")
     assert error.value.filename == str(tmp_path / name)
     assert {path.name for path in tmp_path.rglob("*")} == {"folder", "file", "socket", "loop"}
+
+
+def test_a_line_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
+    """A full disk takes half of a line, and training goes on as if it had the whole; or the error names no file."""
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+
+    class Full:
+        name = "log.jsonl"
+        fileno = lambda _: 0  # noqa: E731
+
+        def write(self, line: bytes) -> int:
+            return len(line) // 2
+
+    with pytest.raises(OSError, match="No space left") as error:
+        files.append_line(Full(), "{}")
+    assert error.value.filename == "log.jsonl"

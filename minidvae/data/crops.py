@@ -80,8 +80,8 @@ class Augmentation:
     equaliser: float = 0.0  # standard deviation of each cosine's amplitude, dB
 
     def __call__(self, windows: Windows, numbers: np.ndarray, random: np.random.Generator, rows: slice) -> torch.Tensor:
-        """Windows by their numbers, augmented, some rows of them: (n,) → (rows, samples). Rounded to 16 bits as what is packed is, so that
-        digital silence stays silent. A window whose utterance is too short to be played faster keeps its speed."""
+        """Windows by their numbers, augmented: (n,) → some rows of (n, samples). Rounded to 16 bits as what is packed
+        is, so that digital silence stays silent. A window whose utterance is too short to be played faster keeps its speed."""
         slowest, fastest = (round(speed * audio.SAMPLE_RATE / RATE_STEP) for speed in self.speed)
         rates = RATE_STEP * random.integers(slowest, fastest, size=len(numbers), endpoint=True)
         gains = 10 ** (random.uniform(*self.gain, size=len(numbers)) / 20)
@@ -121,7 +121,7 @@ class RandomCrops:
         self.sequences = int(((self.windows.counts - 1 + samples) // samples).sum())
 
     def __call__(self, step: int, rows: slice = slice(None)) -> torch.Tensor:
-        """The batch of a step, or some rows of it: (rows, samples) float32 on the CPU, pinned where there is a GPU."""
+        """Of the batch of a step some rows, (rows, samples) float32 on the CPU, pinned where there is a GPU."""
         random = np.random.default_rng((self.seed, step))
         numbers = random.integers(len(self.windows), size=self.batch_size)
         if self.augmentation == Augmentation():

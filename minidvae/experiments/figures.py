@@ -34,7 +34,7 @@ def curves(reports: list[dict], path: str | Path) -> None:
     with _picture(path, 1, len(terms), figsize=(3.2 * len(terms), 2.8)) as (_, axes):
         for axis, term in zip(axes[0], terms, strict=True):
             parts = [part for part in ("train", "dev") if term in reports[-1][part]]
-            values = np.array([[report[part][term] for part in parts] for report in reports])
+            values = np.array([[report[part].get(term, np.nan) for part in parts] for report in reports])
             axis.plot(steps, values, label=parts)
             axis.set(title=term, xlabel="step")
             if values.min() > 0 and values.max() > 20 * values.min():

@@ -6,7 +6,6 @@ loss = −E log p(x | z) + β KL(q(z | x) ‖ p(z))
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .. import processes

@@ -6,12 +6,13 @@ import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from .. import processes
 from ..data.corpus import absolute, load_corpus
-from ..files import write_json, write_text
+from ..files import append_line, lock, write_json
 from ..models import MODELS, build_model
 from ..models.base import Model
 from ..models.parameters import CheckpointError
@@ -57,7 +58,8 @@ class TrainingRun:
     recipe: Recipe
     device: torch.device
     progress: Progress = field(default_factory=Progress)
-    reports: list[dict] = field(default_factory=list)  # the lines of log.jsonl
+    reports: list[dict] = field(default_factory=list)  # the lines of log.jsonl, in the process that writes it
+    log_file: BinaryIO | None = None  # log.jsonl, open and locked while this process trains
     optimiser: dict | None = None  # its state in the checkpoint that is resumed
     frames_given: bool = False  # by the user or a trained model: shorter utterances are left out, however many
 
@@ -91,7 +93,9 @@ class TrainingRun:
         return batches, held_out
 
     def make_folder(self, exist_ok: bool) -> None:
-        """Make the folder, or one of a longer name where a run that began in the same second has this one."""
+        """Make the folder, or one of a longer name where a run that began in the same second has this one, and lock it.
+        The log of a run that is resumed is read, what a training left that did not come to its first checkpoint goes.
+        CheckpointError: another training has the folder, it holds a run already, or a line of the log is no report."""
         if processes.rank() > 0:
             return
         while True:
@@ -102,6 +106,16 @@ class TrainingRun:
                 if exist_ok:  # it is a file
                     raise
                 self.folder = self.folder.with_name(f"{self.folder.name}+")
+        self.log_file = open(self.folder / "log.jsonl", "ab+", buffering=0)
+        if not lock(self.log_file):
+            raise CheckpointError(f"{self.folder}: another training writes to it now; choose another --run")
+        if self.resumed:
+            self.read_log()
+        else:
+            refuse_run(self.folder)
+            self.log_file.truncate(0)
+            for name in ("best.pt", "curves.png"):
+                (self.folder / name).unlink(missing_ok=True)
         write_json(self.folder / "config.json", asdict(self.plan) | {"model_settings": asdict(self.model.config)})
 
     def save(self, name: str, **state) -> None:
@@ -110,11 +124,33 @@ class TrainingRun:
         state |= {"plan": asdict(self.plan), "progress": asdict(self.progress)}
         checkpoint.save(self.folder / name, self.plan.model, self.model, stft_of(self.recipe), **state)
 
+    def read_log(self) -> None:
+        """The reports up to the checkpoint. Those past it, and a last line that is not whole, as a kill may leave it,
+        are cut off."""
+        size = self.log_file.seek(0)
+        for number, line in enumerate(self.log_file, start=1):
+            try:
+                if not line.endswith(b"\n") or (report := json.loads(line))["step"] > self.progress.step:
+                    break
+                math.fsum([*report["train"].values(), *report["dev"].values()])  # they are numbers
+            except (AttributeError, KeyError, TypeError, ValueError):
+                wrong = f"line {number} is no report of train.py; expected one JSON object with a step a line"
+                raise CheckpointError(f"{self.log_file.name}: {wrong}") from None
+            self.reports.append(report)
+            size += len(line)
+        self.log_file.truncate(size)
+
     def log(self, report: dict) -> None:
-        self.reports.append(report)
-        if processes.rank() > 0:
-            return
-        write_text(self.folder / "log.jsonl", "".join(json.dumps(report) + "\n" for report in self.reports))
+        if processes.rank() == 0:
+            self.reports.append(report)
+            append_line(self.log_file, json.dumps(report))
+
+
+def refuse_run(folder: Path) -> None:
+    """CheckpointError where a training came to its first checkpoint, be it there still or not."""
+    log = folder / "log.jsonl"
+    if (folder / "last.pt").exists() or (log.exists() and log.read_bytes().count(b"\n") > 1):
+        raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
 
 
 def begin(args, device: torch.device) -> TrainingRun:
@@ -150,8 +186,7 @@ def begin(args, device: torch.device) -> TrainingRun:
     if recipe.extractor and (folder := Path(os.path.expanduser(recipe.extractor))).is_dir():  # else a model that ships
         recipe = replace(recipe, extractor=str(folder.absolute()))
     folder = args.run or checkpoint.RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{recipe_name}"
-    if (folder / "config.json").exists():
-        raise CheckpointError(f"{folder}: already holds a run; go on with --resume, or choose another --run")
+    refuse_run(folder)
     data = absolute("built-in" if args.data is None else args.data)
     plan = Plan(name, recipe_name, data, seed, args.precision or "fp32", str(args.init or ""))
     return TrainingRun(folder, plan, model, recipe, device, frames_given="frames" in given or bool(args.init))
@@ -166,9 +201,7 @@ def resume(args, device: torch.device) -> TrainingRun:
     model, _, content = checkpoint.restore(folder / "last.pt", device)
     try:
         plan, progress, optimiser = Plan(**content["plan"]), Progress(**content["progress"]), content["optimiser"]
-        recipe, log = Recipe.of(plan.recipe), folder / "log.jsonl"
-        reports = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        reports = [report for report in reports if report["step"] <= progress.step]
+        recipe = Recipe.of(plan.recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: not a run that this version can go on with ({error})") from None
     if args.steps and args.steps < progress.step:
@@ -176,4 +209,4 @@ def resume(args, device: torch.device) -> TrainingRun:
     if recipe.patience and progress.waited >= recipe.patience:
         print(f"This run stopped early, after {recipe.patience} reports without a better development loss.")
     recipe = replace(recipe, steps=args.steps or recipe.steps)
-    return TrainingRun(folder, plan, model, recipe, device, progress, reports, optimiser)
+    return TrainingRun(folder, plan, model, recipe, device, progress, optimiser=optimiser)

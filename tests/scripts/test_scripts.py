@@ -23,6 +23,7 @@ from minidvae.data.audio import STFT
 from minidvae.data.corpus import load_corpus
 from minidvae.data.crops import consecutive_crops
 from minidvae.models import build_model
+from minidvae.models.parameters import CheckpointError
 from minidvae.models.vae import VAE
 from minidvae.training import checkpoint
 
@@ -133,6 +134,102 @@ def test_resuming_after_a_kill_between_reports(speech):
     Path("run/last.pt").write_bytes(kept)  # killed after the log was written and before the checkpoint was
     assert call(train_script, "--resume", "--run", "run", "--steps", 12) == 0
     assert log("run") == whole
+
+
+def started(*arguments) -> subprocess.Popen:
+    """train.py in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    return subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL)
+
+
+def wait_for(condition) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+def test_a_training_that_never_came_to_a_checkpoint_starts_anew(speech, monkeypatch, capsys):
+    """Its folder neither trains anew nor resumes, or what it left is mixed with what comes after."""
+    arguments, save = ["--steps", 4, "--set", "frames=20", "batch=4", "report=2"], checkpoint.save
+
+    def full_disk(path, *rest, **state):
+        if path.name == "last.pt":  # the largest of the files, after the first line of the log
+            raise CheckpointError(f"{path}: could not be written")
+        save(path, *rest, **state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VAE, "before_step", lambda self, *_: self.output.bias.data.fill_(torch.nan))
+        assert train(speech, *arguments, model="vae") == 2
+    assert {path.name for path in Path("run").iterdir()} == {"config.json", "log.jsonl"}
+    assert train(speech, *arguments, model="vae") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", full_disk)
+        assert train(speech, *arguments, model="vae", run="full") == 2
+    assert len(log("full")) == 1 and Path("full/best.pt").exists()
+    assert train(speech, *arguments, model="vae", run="full") == 0
+    assert log("full") == log("run")
+    Path("full/last.pt").unlink()  # by the user, to save room
+    capsys.readouterr()
+    assert train(speech, *arguments, model="vae", run="full") == 2
+    assert "already holds a run" in capsys.readouterr().err and Path("full/best.pt").exists()
+
+
+def test_two_trainings_on_one_folder(speech, capsys):
+    """Both go on and mix their files; or a lock outlives a training that was killed."""
+    arguments = ["--model", "vae", "--recipe", "quick", "--data", speech, "--run", "run"]
+    arguments += ["--set", "frames=20", "batch=4"]
+    for again, report, sign in ((arguments, 100_000, "config.json"), (["--resume", "--run", "run"], 1, "last.pt")):
+        first = started(*arguments, f"report={report}", "steps=100000")
+        try:
+            wait_for(Path("run", sign).exists)
+            assert call(train_script, *again) == 2
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert error == "train.py: error: run: another training writes to it now; choose another --run"
+        finally:
+            first.kill()
+            first.wait()
+    step = torch.load("run/last.pt")["progress"]["step"]
+    assert call(train_script, *again, "--steps", step + 2) == 0
+    assert [report["step"] for report in log("run")] == list(range(1, step + 3))
+
+
+def test_the_log_is_appended(speech, monkeypatch):
+    """The whole log is written anew at every report, or a picture is drawn at every one: hours of a long run."""
+    states, pictures = [], []
+    save = checkpoint.save
+
+    def note(path, *rest, **state):
+        if path.name == "last.pt":
+            states.append((os.stat("run/log.jsonl").st_ino, len(log("run"))))
+        save(path, *rest, **state)
+
+    monkeypatch.setattr(checkpoint, "save", note)
+    monkeypatch.setattr(train_script.figures, "curves", lambda reports, path: pictures.append(len(reports)))
+    arguments = ["--steps", 6, "--set", "frames=10", "batch=2", "report=1", "hidden=8"]
+    assert train(speech, *arguments, model="vae") == 0
+    assert states == [(states[0][0], count) for count in range(1, 7)] and pictures == [1, 6]
+    whole = Path("run/log.jsonl").read_bytes()
+    Path("run/log.jsonl").write_bytes(whole + b'{"step": 6, "train": {"lo')  # the machine stopped while it was written
+    assert call(train_script, "--resume", "--run", "run", "--steps", 7) == 0
+    assert Path("run/log.jsonl").read_bytes().startswith(whole) and len(log("run")) == 7
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "no json", '{"step": "x"}', '{"step": 2, "train": {"l": ""}, "dev": {}}'])
+def test_a_line_of_the_log_that_is_no_report(line, speech, capsys):
+    """A line that a user appended ends in a traceback."""
+    arguments = ["--steps", 2, "--set", "frames=10", "batch=2", "report=1", "hidden=8"]
+    assert train(speech, *arguments, model="vae") == 0
+    with open("run/log.jsonl", "a") as file:
+        file.write(f"{line}\n")
+    content = Path("run/log.jsonl").read_bytes()
+    capsys.readouterr()
+    assert call(train_script, "--resume", "--run", "run", "--steps", 4) == 2
+    error = capsys.readouterr().err
+    assert "run/log.jsonl: line 3 is no report" in error and error.strip().count("\n") == 0
+    assert Path("run/log.jsonl").read_bytes() == content
 
 
 def test_short_utterances_are_not_left_out_unsaid(speech, capsys):

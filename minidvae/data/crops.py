@@ -81,7 +81,8 @@ class Augmentation:
 
     def __call__(self, windows: Windows, numbers: np.ndarray, random: np.random.Generator, rows: slice) -> torch.Tensor:
         """Windows by their numbers, augmented: (n,) → some rows of (n, samples). Rounded to 16 bits as what is packed
-        is, so that digital silence stays silent. A window whose utterance is too short to be played faster keeps its speed."""
+        is, so that digital silence stays silent. A window whose utterance is too short to be played faster keeps its
+        speed."""
         slowest, fastest = (round(speed * audio.SAMPLE_RATE / RATE_STEP) for speed in self.speed)
         rates = RATE_STEP * random.integers(slowest, fastest, size=len(numbers), endpoint=True)
         gains = 10 ** (random.uniform(*self.gain, size=len(numbers)) / 20)

@@ -65,40 +65,18 @@ PUBLISHED = {
 PUBLISHED_TEST = {f"test ({EXACT})": (4.11, 0.14), f"test ({GRIFFIN_LIM})": (4.11, 0.15)}
 
 
-class Moments:
-    """Mean and covariance of features that come in batches, in float64 and without holding the features (Chan, Golub
-    & LeVeque, Algorithms for computing the sample variance, 1983)."""
-
-    def __init__(self):
-        self.count, self.mean, self.scatter = 0, 0.0, 0.0
-
-    def add(self, features: np.ndarray) -> None:
-        """features: (n, width)"""
-        features = np.asarray(features, dtype=np.float64)
-        mean = features.mean(0)
-        centred, total, shift = features - mean, self.count + len(features), mean - self.mean
-        self.scatter = self.scatter + centred.T @ centred
-        self.scatter += np.outer(shift, shift) * (self.count * len(features) / total)
-        self.mean = self.mean + shift * (len(features) / total)
-        self.count = total
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """(width, width), unbiased"""
-        return self.scatter / (self.count - 1)
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|μa − μb|² + tr(A + B − 2 (AB)^½), the squared Fréchet distance of two Gaussians (Dowson & Landau 1982). AB has
-    the eigenvalues of A^½ B A^½ = (A^½ B^½)(A^½ B^½)ᵀ, so the trace of its square root is the sum of the singular
-    values of A^½ B^½: covariances without full rank are no special case."""
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|μa − μb|² + tr(A + B − 2 (AB)^½), the squared Fréchet distance of two Gaussians (Dowson & Landau 1982) with the
+    means and covariances of features a (n, width) and b (m, width). AB has the eigenvalues of A^½ B A^½ =
+    (A^½ B^½)(A^½ B^½)ᵀ, so the trace of its square root is the sum of the singular values of A^½ B^½: covariances
+    without full rank are no special case."""
+    covariances = [np.cov(features, rowvar=False, dtype=np.float64) for features in (a, b)]
     roots = []
-    for covariance in (a.covariance, b.covariance):
-        values, vectors = np.linalg.eigh(covariance)
+    for values, vectors in map(np.linalg.eigh, covariances):
         roots.append((vectors * np.sqrt(values.clip(min=0))) @ vectors.T)
     common = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
-    difference = a.mean - b.mean
-    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * common)
+    difference = a.mean(0, dtype=np.float64) - b.mean(0, dtype=np.float64)
+    return float(difference @ difference + sum(map(np.trace, covariances)) - 2 * common)
 
 
 class Recogniser:
@@ -232,18 +210,18 @@ def without_phase(source: Source, stft: audio.STFT, seed: int, draw: int, watch:
 
 
 @torch.no_grad()
-def moments(
-    source: Source, count: int, features: Callable[[Tensor], np.ndarray], batch: int, watch: Stopwatch, progress=int
-) -> Moments:
-    """Of the features (n, width) of clips 0 … count − 1 of a source, of which `batch` are held at once."""
-    result = Moments()
+def features_of(
+    source: Source, count: int, extract: Callable[[Tensor], np.ndarray], batch: int, watch: Stopwatch, progress=int
+) -> np.ndarray:
+    """The features (count, width) of clips 0 … count − 1 of a source, of which `batch` are held at once."""
+    features = []
     for first in range(0, count, batch):
         numbers = range(first, min(first + batch, count))
         clips = scaled(source(numbers))
         with watch("features"):
-            result.add(features(clips))
+            features.append(extract(clips))
         progress(len(numbers))
-    return result
+    return np.concatenate(features)
 
 
 def fit_w(runs: list[Run], seed: int) -> None:
@@ -261,7 +239,7 @@ def fit_w(runs: list[Run], seed: int) -> None:
     print(f"w is drawn from a Gaussian fitted to its posteriors: {', '.join(str(run.folder) for run in with_w)}")
 
 
-def measure(runs: list[Run], features: Callable[[Tensor], np.ndarray], clips: int, repeats: int, seed: int) -> dict:
+def measure(runs: list[Run], extract: Callable[[Tensor], np.ndarray], clips: int, repeats: int, seed: int) -> dict:
     """Fréchet distances from training clips, of runs on one corpus and of clips of the evaluated split with exact phase
     and with Griffin-Lim's (under the STFT of each run), all drawn anew `repeats` times. Returns {title: {"fdsd":
     {"mean", "standard_deviation", "values"}, "clips_per_second": {part: …}}}."""
@@ -274,7 +252,7 @@ def measure(runs: list[Run], features: Callable[[Tensor], np.ndarray], clips: in
     with tqdm(total=total, desc="generation", unit="clip", disable=None) as bar:
         for draw in range(repeats):
             reference = recorded(train, clips, seed, draw, 0, device=device)
-            reference = moments(reference, clips, features, batch, Stopwatch(device), bar.update)
+            reference = features_of(reference, clips, extract, batch, Stopwatch(device), bar.update)
             spoken = recorded(test, clips, seed, draw, 1, device=device)
             sources = {str(run.folder): generated(run, seed, draw, watches[str(run.folder)]) for run in runs}
             sources[f"{split} ({EXACT})"] = spoken
@@ -282,7 +260,7 @@ def measure(runs: list[Run], features: Callable[[Tensor], np.ndarray], clips: in
                 title = f"{split} ({GRIFFIN_LIM}{window})"
                 sources[title] = without_phase(spoken, stft, seed, draw, watches[title])
             for title, source in sources.items():
-                found = moments(source, clips, features, batch, watches[title], bar.update)
+                found = features_of(source, clips, extract, batch, watches[title], bar.update)
                 distances[title].append(frechet_distance(found, reference))
     rows = {}
     for title, values in distances.items():

@@ -173,7 +173,7 @@ def symbols_task(run: Run, training: Corpus) -> Task:
 
     def decode(scores: np.ndarray, weight: float, penalty: float) -> list[str]:
         if recipe.targets == "frames":
-            found = [phone for phone, *_ in viterbi(scores, bigram, weight, penalty, MINIMUM)]
+            found = viterbi(scores, bigram, weight, penalty, MINIMUM)
         else:
             found = ctc_beam(scores, bigram=bigram, weight=weight, penalty=penalty)
         return scored([symbols[number] for number in found], recipe, symbols)

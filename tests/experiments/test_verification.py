@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,17 +74,6 @@ def test_detection_cost_by_hand():
     assert metrics.min_dcf(metrics.detection_errors([1, 2], [3, 4])) == 1  # rejecting everything is best
 
 
-def test_histogram_is_the_scores_it_counts():
-    """Fails where bins are accumulated from the wrong end, or empty bins make operating points."""
-    generator = np.random.default_rng(1)
-    target, nontarget = generator.integers(8, 30, 200), generator.integers(0, 22, 3000)
-    counts = [np.bincount(scores, minlength=40) for scores in (target, nontarget)]
-    exact, counted = metrics.detection_errors(target, nontarget), metrics.detection_errors_of_histogram(*counts)
-    assert (exact.targets, exact.nontargets) == (counted.targets, counted.nontargets) == (200, 3000)
-    np.testing.assert_array_equal(exact.misses, counted.misses)
-    np.testing.assert_array_equal(exact.false_alarms, counted.false_alarms)
-
-
 @pytest.mark.parametrize(("target", "nontarget"), [([], [1.0]), ([1.0], []), ([1.0, np.nan], [0.0])])
 def test_scores_of_one_kind_or_none_are_refused(target, nontarget):
     """Fails where a rate would be 0/0, or a score that is no number is sorted somewhere."""
@@ -103,8 +92,13 @@ def clusters(speakers, each, d=5, spread=1.0, seed=0):
     return np.stack([centres[name] + spread * generator.standard_normal(d) for name in names]), names
 
 
-def test_all_pairs_in_blocks_are_all_pairs(monkeypatch):
-    """Fails where blocks miss or repeat pairs, or compare an utterance with itself."""
+def pairs_of(speakers):
+    """All pairs of utterances of these speakers."""
+    return verification.all_pairs(SimpleNamespace(utterances=[SimpleNamespace(speaker=name) for name in speakers]))
+
+
+def test_all_pairs_are_compared_once():
+    """Fails where pairs are missed or repeated, or compare an utterance with itself."""
     vectors, speakers = clusters(7, 5)
     target, nontarget = [], []
     for i in range(35):
@@ -112,28 +106,10 @@ def test_all_pairs_in_blocks_are_all_pairs(monkeypatch):
             cosine = vectors[i] @ vectors[j] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[j])
             (target if speakers[i] == speakers[j] else nontarget).append(cosine)
     expected = metrics.detection_errors(target, nontarget)
-    assert verification.count_pairs(speakers) == (len(target), len(nontarget)) == (70, 525)
-    for block in (1, 100, 2**22):
-        monkeypatch.setattr(verification, "BLOCK", block)
-        errors = verification.score(vectors, speakers)
-        assert (errors.targets, errors.nontargets) == (70, 525)
-        assert metrics.eer(errors) == pytest.approx(metrics.eer(expected), abs=1e-12)
-        assert metrics.min_dcf(errors) == pytest.approx(metrics.min_dcf(expected), abs=1e-12)
-
-
-def test_histogram_of_many_pairs_keeps_its_memory(monkeypatch):
-    """Fails where all scores are held at once (36 MB here), or bins are too wide to tell the same rates."""
-    vectors, speakers = clusters(300, 10, spread=0.7)
-    exact = verification.score(vectors, speakers)
-    monkeypatch.setattr(verification, "BLOCK", 2**17)
-    tracemalloc.start()
-    monkeypatch.setattr(verification, "EXACT_PAIRS", 0)
-    counted = verification.score(vectors, speakers)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 * verification.HISTOGRAM_BINS + 40 * 2**20
-    assert (counted.targets, counted.nontargets) == (exact.targets, exact.nontargets) == (13_500, 4_485_000)
-    assert metrics.eer(counted) == pytest.approx(metrics.eer(exact), abs=2e-5)
+    errors = verification.score(vectors, pairs_of(speakers))
+    assert (errors.targets, errors.nontargets) == (len(target), len(nontarget)) == (70, 525)
+    assert metrics.eer(errors) == pytest.approx(metrics.eer(expected), abs=1e-12)
+    assert metrics.min_dcf(errors) == pytest.approx(metrics.min_dcf(expected), abs=1e-12)
 
 
 def speech_of(counts, seconds=4):
@@ -155,11 +131,9 @@ def test_trial_list(tmp_path):
     path.write_text("u00 u01 target\n\nu10 u00 nontarget\nu11 u10 target\n")
     trials = verification.read_trials(path, corpus)
     vectors = np.array([[1.0, 0], [0.6, 0.8], [0, 2.0], [-3.0, 0]])
-    values, same = next(verification.scores(vectors, None, trials))
-    np.testing.assert_allclose(values, [0.6, 0, 0], atol=1e-15)
-    assert same.tolist() == [True, False, True]
-    errors = verification.score(vectors, np.array(["a", "a", "b", "b"]), trials)
-    assert (errors.targets, errors.nontargets) == (2, 1)
+    assert trials.tolist() == [[0, 1, 1], [2, 0, 0], [3, 2, 1]]
+    errors = verification.score(vectors, trials)  # .6 and 0 of one speaker, 0 of two
+    assert errors.misses.tolist() == [0, 1, 2] and errors.false_alarms.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +188,9 @@ def test_lda_finds_what_distinguishes_speakers():
     loud = 10 * np.random.default_rng(2).standard_normal((len(vectors), 4))
     vectors = np.concatenate([loud, vectors], axis=1)
     mean, projection = verification.lda(vectors, speakers, 3)
-    raw, projected = (metrics.eer(verification.score(v, speakers)) for v in (vectors, (vectors - mean) @ projection))
+    both, pairs = (vectors, (vectors - mean) @ projection), pairs_of(speakers)
+    both, pairs = (vectors, (vectors - mean) @ projection), pairs_of(speakers)
+    raw, projected = (metrics.eer(verification.score(some, pairs)) for some in both)
     assert raw > 0.4 and projected < 0.15
 
 

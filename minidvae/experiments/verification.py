@@ -157,13 +157,13 @@ def ivectors_of(training: Corpus, test: Corpus, device: torch.device, seed: int)
     """The i-vectors of the training and of the test utterances for each of IVECTOR_DIMENSIONS, less the mean of the
     training utterances'. `training` as `pieces` makes it: a matrix T that has seen an utterance whole leaves so little
     difference between the pieces of it that LDA learns nothing from them."""
-    background, _ = ivectors.train_background(training, seed=seed, device=device)
+    background = ivectors.train_background(training, seed=seed, device=device)
     statistics = [ivectors.collect_statistics(background, corpus) for corpus in (training, test)]
     for dimension in IVECTOR_DIMENSIONS:
         if dimension >= len(training):
             print(f"i-vectors: no {dimension} dimensions from {len(training)} training utterances")
             continue
-        loading, _ = ivectors.train_total_variability(statistics[0], dimension, seed=seed, device=device)
+        loading = ivectors.train_total_variability(statistics[0], dimension, seed=seed, device=device)
         known, vectors = (ivectors.extract(loading, part).numpy() for part in statistics)
         yield known - known.mean(0), vectors - known.mean(0)
 

@@ -269,18 +269,22 @@ def test_mixture_against_scipy():
     np.testing.assert_allclose(responsibilities, np.exp(expected - np.logaddexp.reduce(expected, axis=0)), atol=1e-10)
 
 
+def mean_evidence(mixture, frames):
+    """The mean of ln p(x)."""
+    return float(mixture.responsibilities(ivectors._monomials(frames))[1].mean())
+
+
 @pytest.mark.parametrize(("frames", "components"), [(4000, 3), (300, 40)])
 def test_mixture_training_never_falls(frames, components):
     """Fails where an M-step is not one, also where components starve and variances lie on the floor."""
     true = mixture()
     data = draw(true, frames) * torch.tensor([1.0, 100.0, 0.01, 1.0]) + 5
     data[: frames // 3] = data[0]  # a third of the frames are one point: its component has no variance
-    fitted, trace = ivectors.fit_mixture(data, components, iterations=15, tolerance=-1.0)
-    assert len(trace) == 16 and min(np.diff(trace)) > -1e-9 and trace[-1] > trace[0] + 0.1
-    mean = ivectors._monomials(data)
-    assert float(fitted.responsibilities(mean)[1].mean()) == pytest.approx(trace[-1], rel=1e-5)
+    fits = [ivectors.fit_mixture(data, components, iterations, tolerance=-1.0) for iterations in range(0, 15, 2)]
+    evidence = [mean_evidence(fitted, data) for fitted in fits]
+    assert min(np.diff(evidence)) > -1e-6 and evidence[-1] > evidence[0] + 0.1
     lower = torch.linalg.cholesky(torch.cov(data.T, correction=0))
-    relative = torch.linalg.solve(lower, torch.linalg.solve(lower, fitted.covariances).mT)
+    relative = torch.linalg.solve(lower, torch.linalg.solve(lower, fits[-1].covariances).mT)
     smallest = torch.linalg.eigvalsh((relative + relative.mT) / 2).min()
     assert smallest == pytest.approx(ivectors.VARIANCE_FLOOR, rel=1e-4)
 
@@ -289,8 +293,8 @@ def test_mixture_training_finds_the_mixture():
     """Fails where training ends far from the best: on its frames it must be at least as likely as the truth."""
     true = mixture(seed=3)
     frames = draw(true, 5000)
-    _, trace = ivectors.fit_mixture(frames, 3, iterations=100)
-    assert trace[-1] > np.logaddexp.reduce(log_densities(true, frames), axis=0).mean() - 1e-3
+    fitted = ivectors.fit_mixture(frames, 3, iterations=100)
+    assert mean_evidence(fitted, frames) > np.logaddexp.reduce(log_densities(true, frames), axis=0).mean() - 1e-3
 
 
 def test_statistics_by_hand(monkeypatch):
@@ -308,7 +312,7 @@ def test_statistics_by_hand(monkeypatch):
 
 
 def test_posterior_by_hand():
-    """The i-vector as the paper writes it, with supervectors and block-diagonal matrices, and p(sums) as a Gaussian."""
+    """The i-vector as the paper writes it, with supervectors and block-diagonal matrices."""
     generator = torch.Generator().manual_seed(0)
     true, counts = mixture(), torch.rand(2, 3, generator=generator, dtype=torch.float64) * 20
     matrix = torch.randn(12, 2, generator=generator, dtype=torch.float64)  # T of three components of four dimensions
@@ -316,16 +320,13 @@ def test_posterior_by_hand():
     lower, sigma = torch.block_diag(*true.cholesky), torch.block_diag(*true.covariances)
     loading = torch.linalg.solve(lower, matrix).reshape(3, 4, 2)
     sums = torch.linalg.solve(lower, deviations.T).T.reshape(2, 3, 4)
-    means, covariances, gains = ivectors.posterior(loading, counts, sums, ivectors._gram(loading))
+    means, covariances = ivectors.posterior(loading, counts, sums, ivectors._gram(loading))
     for u in range(2):
         n = torch.diag(counts[u].repeat_interleave(4))
         covariance = torch.linalg.inv(torch.eye(2) + matrix.T @ torch.linalg.inv(sigma) @ n @ matrix)
         mean = covariance @ matrix.T @ torch.linalg.inv(sigma) @ deviations[u]
         torch.testing.assert_close(covariances[u], covariance)
         torch.testing.assert_close(means[u], mean)
-        noise = n @ sigma
-        moved = multivariate_normal(cov=noise + n @ matrix @ matrix.T @ n).logpdf(deviations[u])
-        assert float(gains[u]) == pytest.approx(moved - multivariate_normal(cov=noise).logpdf(deviations[u]), rel=1e-8)
 
 
 def test_total_variability_finds_a_planted_subspace():
@@ -342,8 +343,7 @@ def test_total_variability_finds_a_planted_subspace():
     shifts = torch.einsum("cdr,ur->ucd", planted, w)
     sums = counts[..., None] * shifts + counts.sqrt()[..., None] * normal(utterances, components, d)
     statistics = ivectors.Statistics(counts.float(), sums.float())
-    loading, trace = ivectors.train_total_variability(statistics, dimension, iterations=12)
-    assert len(trace) == 13 and min(np.diff(trace)) > -1e-9
+    loading = ivectors.train_total_variability(statistics, dimension, iterations=12)
     bases = [torch.linalg.qr(part[:-1].flatten(0, 1))[0] for part in (planted, loading)]
     assert torch.linalg.svdvals(bases[0].T @ bases[1]).min() > 0.999
     vectors = ivectors.extract(loading, statistics)
@@ -361,21 +361,19 @@ def test_blocks_of_utterances_change_nothing(monkeypatch):
     whole = ivectors.train_total_variability(statistics, 2, iterations=3)
     monkeypatch.setattr(ivectors, "BLOCK", 4)
     parts = ivectors.train_total_variability(statistics, 2, iterations=3)
-    torch.testing.assert_close(parts[0], whole[0], rtol=1e-9, atol=1e-9)
-    assert parts[1] == pytest.approx(whole[1], rel=1e-9)
-    torch.testing.assert_close(ivectors.extract(whole[0], statistics).shape, torch.Size([10, 2]))
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
+    assert ivectors.extract(whole, statistics).shape == (10, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same():
     """Fails where a sum on the GPU is in a lower precision, or a tensor is left behind."""
     frames = draw(mixture(), 3000)
-    here, there = (ivectors.fit_mixture(frames.to(device), 3)[1] for device in ("cpu", "cuda"))
-    assert there[-1] == pytest.approx(here[-1], abs=1e-3)
+    here, there = (mean_evidence(ivectors.fit_mixture(frames.to(d), 3), frames.to(d)) for d in ("cpu", "cuda"))
+    assert there == pytest.approx(here, abs=1e-3)
     statistics = ivectors.Statistics(10 * torch.rand(10, 2), torch.randn(10, 2, 3))
     here, there = (ivectors.train_total_variability(statistics, 2, device=device) for device in ("cpu", "cuda"))
-    assert there[1] == pytest.approx(here[1], rel=1e-9)
-    torch.testing.assert_close(there[0].cpu(), here[0])
+    torch.testing.assert_close(there.cpu(), here)
 
 
 def test_too_little_speech_for_a_mixture():

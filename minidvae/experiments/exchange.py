@@ -56,17 +56,13 @@ class Analysed:
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
     """One table, and results.json, wav files and figures in the folder of every run."""
     results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
-    rows = [[title, *cells(r["summary"])] for title, r in zip(report.titles(runs), results, strict=True)]
+    cells = [report.summary_cells(result["summary"], COLUMNS) for result in results]
+    rows = [[title, *row] for title, row in zip(report.titles(runs), cells, strict=True)]
     print(f"\n{report.table(['', *(heading for heading, _ in COLUMNS.values())], rows)}")
     print("\nMean ± standard error over exchanges. First the distance between two reconstructed utterances, then")
     print("from z of one with w of the other to each. Follows w: 0 where that stays with z, 1 where it goes with w.")
     print("Own speaker's w: the distance to z's that a w of another utterance of the same speaker makes.")
     return results
-
-
-def cells(summary: dict) -> list[str]:
-    entries = [(summary[measure], decimals) for measure, (_, decimals) in COLUMNS.items()]
-    return [report.mean_and_error(entry["mean"], entry["standard_error"], decimals) for entry, decimals in entries]
 
 
 @torch.no_grad()

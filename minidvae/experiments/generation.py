@@ -174,27 +174,23 @@ def scaled(waveforms: Tensor) -> Tensor:
     return waveforms / waveforms.abs().amax(-1, keepdim=True).clamp_min(1e-6)
 
 
-def with_phases(power: Callable[[range], Tensor], stft: audio.STFT, seed: int, draw: int, watch: Stopwatch) -> Source:
+def with_phases(power: Tensor, stft: audio.STFT, seed: int, draw: int, numbers: range, watch: Stopwatch) -> Tensor:
     """Clips of this power (n, frames, bins), their phases found by Griffin-Lim. Those it starts from are drawn on the
     device: they are others on a GPU than on a CPU."""
-
-    def clips(numbers: range) -> Tensor:
-        spectra = power(numbers)
-        with watch(GRIFFIN_LIM):
-            noise = noise_of_clips("phases", seed, draw, numbers, spectra.device)
-            return audio.griffin_lim(spectra, stft, length=SAMPLES, generator=noise)
-
-    return clips
+    with watch(GRIFFIN_LIM):
+        noise = noise_of_clips("phases", seed, draw, numbers, power.device)
+        return audio.griffin_lim(power, stft, length=SAMPLES, generator=noise)
 
 
 def generated(run: Run, seed: int, draw: int, watch: Stopwatch) -> Source:
     """Clips of a model."""
 
-    def power(numbers: range) -> Tensor:
+    def clips(numbers: range) -> Tensor:
         with watch("sampling"):
-            return sample(run, noise_of_clips("latents", seed, draw, numbers))
+            power = sample(run, noise_of_clips("latents", seed, draw, numbers))
+        return with_phases(power, run.stft, seed, draw, numbers, watch)
 
-    return with_phases(power, run.stft, seed, draw, watch)
+    return clips
 
 
 def recorded(corpus: Corpus, count: int, *seed: int, device: torch.device) -> Source:
@@ -206,7 +202,11 @@ def recorded(corpus: Corpus, count: int, *seed: int, device: torch.device) -> So
 
 def without_phase(source: Source, stft: audio.STFT, seed: int, draw: int, watch: Stopwatch) -> Source:
     """The same clips, their phases forgotten and found again by Griffin-Lim."""
-    return with_phases(lambda numbers: stft.analyse(source(numbers)).abs().square(), stft, seed, draw, watch)
+
+    def clips(numbers: range) -> Tensor:
+        return with_phases(stft.analyse(source(numbers)).abs().square(), stft, seed, draw, numbers, watch)
+
+    return clips
 
 
 @torch.no_grad()
@@ -363,11 +363,9 @@ def counts(run: Run, clips: int, repeats: int, features: int) -> str:
         parts[-1] += ", so clips overlap" if clips > len(windows) else ""
         parts[-1] += f" ({windows.skipped:,} of {len(corpus):,} utterances are too short)" if windows.skipped else ""
     drawn = f"drawn {repeats} times: mean ± standard deviation" if repeats > 1 else "drawn once"
-    few = (
-        f"\n{clips:,} clips have no covariance of full rank in {features:,} features, and distances come out much too "
-    )
-    few += f"large: take more than --clips {features}."
-    return (
-        f"{run.data}: {clips:,} clips of {SECONDS} s on each side (10,240 in the paper), {drawn}.\n"
-        f"Real clips are cut at random places: {'; '.join(parts)}.{few if clips <= features else ''}"
-    )
+    text = f"{run.data}: {clips:,} clips of {SECONDS} s on each side (10,240 in the paper), {drawn}.\n"
+    text += f"Real clips are cut at random places: {'; '.join(parts)}."
+    if clips <= features:
+        text += f"\n{clips:,} clips have no covariance of full rank in {features:,} features, and distances come out "
+        text += f"much too large: take more than --clips {features}."
+    return text

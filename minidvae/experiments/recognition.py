@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..data import synthetic
 from ..data.corpus import CONDITIONS_OF, Corpus, CorpusError, Utterance, load_corpus
+from ..data.layouts import read_text
 from ..files import write_text
 from ..models.parameters import CheckpointError
 from ..training.checkpoint import load_run
@@ -88,15 +89,10 @@ def words_of(text: str) -> list[str]:
 
 def read_lexicon(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     """(word, phones) of a file of lines `word phone phone …`, a line for each pronunciation, as the CMU dictionary has
-    them: WORD(2) is another one of WORD, lines that begin with ;;; or # are comments. Raises SettingError where it
-    cannot be read or a line has no phones."""
-    form = "expected lines of a word and its phones: word ph ph …"
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise SettingError(f"--lexicon {path}: cannot be read ({error.strerror}); {form}") from None
-    entries = []
-    for number, line in enumerate(lines, start=1):
+    them: WORD(2) is another one of WORD, lines that begin with ;;; or # are comments. Raises CorpusError where it
+    cannot be read, SettingError where a line has no phones."""
+    form, entries = "expected lines of a word and its phones: word ph ph …", []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip() and not line.startswith((";;;", "#")):
             word, *phones = line.split()
             if not phones:

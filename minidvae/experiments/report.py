@@ -17,6 +17,16 @@ def mean_and_error(mean: float | None, error: float | None, decimals: int) -> st
     return f"{number(mean, f'.{decimals}f')} ± {number(error, f'.{decimals}f')}".removesuffix(" ± –")
 
 
+def summary_cells(summary: dict[str, dict], columns: dict[str, tuple[str, int]], rows: int = 0) -> list[str]:
+    """Mean and error of each measure of a `metrics.summary`, and how often it is defined where that is in fewer than
+    `rows`; columns: measure → (heading, decimals)."""
+    cells = []
+    for measure, (_, decimals) in columns.items():
+        mean, error, count = (summary[measure][key] for key in ("mean", "standard_error", "count"))
+        cells.append(mean_and_error(mean, error, decimals) + (f" ({count})" if count < rows else ""))
+    return cells
+
+
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """Columns as wide as their widest cell, the first `left` of them flush left and the others flush right."""
     columns = []

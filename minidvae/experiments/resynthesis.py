@@ -112,12 +112,8 @@ def table(results: dict[str, dict], layout: str | None = None) -> str:
     """The results by row title. `layout` names their corpus where published rows may stand beside them: rows follow for
     the models that are published on it."""
     rows = []
-    for title, result in results.items():
-        rows.append([title])
-        for measure, (_, decimals) in COLUMNS.items():
-            mean, error, count = (result["summary"][measure][key] for key in ("mean", "standard_error", "count"))
-            defined = f" ({count})" if count < len(result["utterances"]) else ""  # the others have too little speech
-            rows[-1].append(report.mean_and_error(mean, error, decimals) + defined)
+    for title, result in results.items():  # some utterances may have too little speech for a measure
+        rows.append([title, *report.summary_cells(result["summary"], COLUMNS, len(result["utterances"]))])
     models = {result["model"] for result in results.values()}
     for model, published in PUBLISHED.items():
         if model in models and layout in published:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..data.audio import SAMPLE_RATE
 from ..data.corpus import Corpus, CorpusError
+from ..data.layouts import read_text
 from . import figures, ivectors, metrics, report
 from .runs import Options, Run, encode
 
@@ -51,11 +52,7 @@ def read_trials(path: Path, corpus: Corpus) -> np.ndarray:
     file, a line of another form, an unknown utterance, no trials of one kind."""
     form = "expected lines of three words: enrol test target|nontarget"
     index, trials = {utterance.name: i for i, utterance in enumerate(corpus.utterances)}, []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read ({getattr(error, 'strerror', 'not text')}); {form}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         *names, kind = line.split()

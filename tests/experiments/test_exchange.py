@@ -9,7 +9,7 @@ import torch
 
 from minidvae.data.audio import SAMPLE_RATE, STFT
 from minidvae.data.corpus import CorpusError, load_corpus
-from minidvae.experiments import exchange, resynthesis
+from minidvae.experiments import exchange, report, resynthesis
 from minidvae.experiments.runs import Options, Run, noise_of
 from minidvae.models import build_model
 
@@ -98,7 +98,7 @@ def test_exchange_of_speakers_with_one_utterance(speech, tmp_path):
     run = Run(tmp_path, "light_dvae", model, STFT(), {}, str(speech), corpus, test, tmp_path / "eval")
     (result,) = exchange.evaluate([run], Options())
     assert all(np.isnan(row["spectrum_own_speaker"]) for row in result["exchanges"])
-    cells = dict(zip(exchange.COLUMNS, exchange.cells(result["summary"]), strict=True))
+    cells = dict(zip(exchange.COLUMNS, report.summary_cells(result["summary"], exchange.COLUMNS), strict=True))
     assert cells["spectrum_own_speaker"] == cells["f0_own_speaker"] == "–" != cells["spectrum_from_z"]
 
 

@@ -52,9 +52,8 @@ def main() -> None:
     first = next(iter(results.values()))
     print(generation.table(results | first["real"]))
     print("\nThe paper's, on VoiceBank, 10,240 clips, features of another network (compare the order, not the values):")
-    paper = {title: pair for rows in generation.PUBLISHED.values() for title, pair in rows.items()}
-    paper |= generation.PUBLISHED_TEST
-    print(report.table(["", "FDSD"], [[title, report.mean_and_error(*pair, 2)] for title, pair in paper.items()]))
+    paper = [[title, distance] for _, title, distance in report.published("generation", "VoiceBank")]
+    print(report.table(["", "FDSD"], paper))
 
 
 if __name__ == "__main__":

@@ -446,14 +446,6 @@ def render(speaker: Speaker, tracks: Tracks, rng: Generator) -> np.ndarray:
     return speech / np.abs(speech).max()
 
 
-def synthesise(speaker: Speaker, words: list[str], rng: Generator) -> tuple[np.ndarray, tuple]:
-    """One utterance: waveform (float64, max |s| = 1) and phones ((start, stop, label), ...) in samples. `words` are of
-    LEXICON (KeyError for any other), "," is a pause."""
-    tracks = articulate(speaker, words, rng)
-    phones = tuple((s.start * MILLISECOND, s.stop * MILLISECOND, s.label) for s in tracks.segments)
-    return render(speaker, tracks, rng), phones
-
-
 def _babble(n: int, rng: Generator) -> np.ndarray:
     """Eight talkers of speech-shaped noise, each modulated at a syllable rate of 3 to 6 Hz."""
     talkers = lfilter([1.0], [1.0, -0.85], lfilter([1.0, -1.0], [1.0, -0.97], rng.standard_normal((8, n))))
@@ -518,7 +510,8 @@ def generate(seed=0, speakers=(32, 8, 8), utterances=10) -> Iterator[Utterance]:
             speaker = _make_speaker(seed, split, number)
             rng = np.random.default_rng([seed, SPLITS.index(split), number, k, 0])
             words = make_sentence(split, rng)
-            waveform, phones = synthesise(speaker, words, rng)
-            samples = np.rint(0.99 * 32767 * waveform).astype(np.int16)
+            tracks = articulate(speaker, words, rng)
+            samples = np.rint(0.99 * 32767 * render(speaker, tracks, rng)).astype(np.int16)
+            phones = tuple((s.start * MILLISECOND, s.stop * MILLISECOND, s.label) for s in tracks.segments)
             text, name = " ".join(word for word in words if word != ","), f"{speaker.name}-{k:02d}"
             yield Utterance(name, speaker.name, split, speaker.sex, samples, text, phones)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..data import audio
@@ -77,8 +76,8 @@ def evaluate_run(run: Run, options: Options) -> dict:
     for number, pair in enumerate(tqdm(pairs, "exchange", unit="pair", disable=None)):
         a, b = (analyse(run, index, options.seed) for index in pair)
         again_a, again_b = (analyse(run, another(run.test, index), options.seed) for index in pair)
-        latents = [(a, a), (b, b), (a, b), (b, a), (a, again_a), (b, again_b)]
-        own_a, own_b, a_with_b, b_with_a, near_a, near_b = decode(run.model, latents)
+        latents = ((a, a), (b, b), (a, b), (b, a), (a, again_a), (b, again_b))
+        own_a, own_b, a_with_b, b_with_a, near_a, near_b = (decode(run.model, z, w) for z, w in latents)
         a_to_b, b_to_a = (own_a, own_b, a_with_b, near_a), (own_b, own_a, b_with_a, near_b)
         for z, w, again, decoded in ((a, b, again_a, a_to_b), (b, a, again_b, b_to_a)):
             rows.append({"z": z.utterance.name, "w": w.utterance.name} | compare(*decoded, run.stft))
@@ -104,11 +103,9 @@ def another(test: Corpus, index: int) -> int:
     return next(k for k in order if test.utterances[k].speaker == test.utterances[index].speaker)
 
 
-def decode(model: DVAE, latents: list[tuple[Analysed, Analysed]]) -> list[Tensor]:
-    """The log-variances (frames, bins) of the z of one utterance with the w of one, for each such pair."""
-    z = pad_sequence([z.z[0] for z, _ in latents], batch_first=True)
-    decoded = model.decode(z, torch.cat([w.w for _, w in latents])).clamp(*LOG_VARIANCE_RANGE)
-    return [log_variance[: len(z.spectrum)] for log_variance, (z, _) in zip(decoded, latents, strict=True)]
+def decode(model: DVAE, z: Analysed, w: Analysed) -> Tensor:
+    """The log-variance (frames, bins) of the z of one utterance with the w of another."""
+    return model.decode(z.z, w.w)[0].clamp(*LOG_VARIANCE_RANGE)
 
 
 def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, same: Tensor, stft: audio.STFT) -> dict[str, float]:

@@ -13,7 +13,7 @@ real or generated, is scaled to max |s| = 1, as the utterances that recognisers 
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -52,17 +52,6 @@ SHEET = "contact_sheet.png"
 
 EXACT, GRIFFIN_LIM = "exact phase", "Griffin-Lim"
 PARTS = ("sampling", GRIFFIN_LIM, "features")  # of the time that a clip takes
-
-# On VoiceBank, as printed: LigHT-DVAE paper, Table 3, 10,240 clips. Its features are another network's.
-PUBLISHED = {
-    "vae": {"VAE": (70.92, 0.44)},
-    "dkf": {"DKF": (32.78, 0.28)},
-    "rvae": {"RVAE": (45.75, 0.11)},
-    "srnn": {"SRNN (SS)": (25.28, 0.19), "SRNN (TF)": (25.53, 0.13)},
-    "hit_dvae": {"HiT-DVAE": (22.50, 0.26)},
-    "light_dvae": {"LigHT-DVAE": (29.22, 0.26)},
-}
-PUBLISHED_TEST = {f"test ({EXACT})": (4.11, 0.14), f"test ({GRIFFIN_LIM})": (4.11, 0.15)}
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -288,15 +277,14 @@ def keep_examples(runs: list[Run], seed: int) -> None:
         figures.contact_sheet(rows, run.target / SHEET)
 
 
-def table(rows: dict[str, dict], published: dict[str, tuple[float, float]] | None = None) -> str:
-    """Distance and clips per second by title, then published distances."""
+def table(rows: dict[str, dict], published: Sequence[tuple[str, str]] = ()) -> str:
+    """Distance and clips per second by title, then published distances, (title, distance) each."""
     lines = [["", "FDSD", *PARTS]]
     for title, row in rows.items():
         rates = [row["clips_per_second"].get(part) for part in PARTS]
         rates = ["" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates]
         lines.append([title, report.mean_and_error(row["fdsd"]["mean"], row["fdsd"]["standard_deviation"], 2), *rates])
-    for title, pair in (published or {}).items():
-        lines.append([f"{title} (paper)", report.mean_and_error(*pair, 2), "", "", ""])
+    lines += [[f"{title} (paper)", distance, "", "", ""] for title, distance in published]
     return report.table(["", "", "clips per second:", "", ""], lines)
 
 
@@ -319,12 +307,9 @@ def evaluate(runs: list[Run], options: Options) -> list[dict]:
     recogniser = recogniser_of(options, runs[0].device)
     if options.w == "posterior":
         fit_w(runs, options.seed)
-    if recogniser is not None:
-        print(recogniser.describe())
-    results = evaluate_corpus(runs, options, recogniser)
-    if recogniser is None:
-        print("For the distance to real speech: --recogniser RUN, a run of train.py --model deepspeech2")
-    return results
+    ask = "For the distance to real speech: --recogniser RUN, a run of train.py --model deepspeech2"
+    print(recogniser.describe() if recogniser else ask)
+    return evaluate_corpus(runs, options, recogniser)
 
 
 @report.by_corpus
@@ -338,10 +323,8 @@ def evaluate_corpus(runs: list[Run], options: Options, recogniser: Recogniser | 
         clips, repeats = options.clips or clips, options.repeats or repeats
         print(counts(runs[0], clips, repeats, recogniser.about["features"]))
         rows = measure(runs, recogniser, clips, repeats, options.seed)
-        published = {}
-        if report.published_layout(runs, options) == "VoiceBank":
-            published = {title: pair for run in runs for title, pair in PUBLISHED.get(run.name, {}).items()}
-            published |= PUBLISHED_TEST
+        layout, models = report.published_layout(runs, options), {"", *(run.name for run in runs)}
+        published = [row for model, *row in report.published("generation", layout) if model in models]
         print(f"\n{table(rows, published)}\n")
         if published:
             print("(paper): the features of another network; compare the order, not the values.")

@@ -99,10 +99,6 @@ class GaussianMixture:
         return joint.sub_(evidence).exp_(), evidence
 
 
-def _chunks(frames: Tensor) -> tuple[Tensor, ...]:
-    return frames.split(CHUNKS[frames.device.type])
-
-
 def _k_means(frames: Tensor, components: int, generator: torch.Generator) -> GaussianMixture:
     """Ten rounds of k-means on frames (n, d) of zero mean and unit covariance, from frames drawn at random. Every
     component gets the average covariance within the clusters."""
@@ -110,7 +106,7 @@ def _k_means(frames: Tensor, components: int, generator: torch.Generator) -> Gau
     centres = frames[torch.randperm(n, generator=generator)[:components].to(frames.device)]
     for _ in tqdm(range(10), desc="k-means", disable=None):
         sums = centres.new_zeros(components, d + 1)
-        for chunk in _chunks(frames):
+        for chunk in frames.split(CHUNKS[frames.device.type]):
             nearest = (chunk @ centres.T - centres.square().sum(1) / 2).argmax(1)
             sums.index_add_(0, nearest, torch.cat([chunk, torch.ones_like(chunk[:, :1])], dim=1))
         centres = torch.where(sums[:, -1:] > 0, sums[:, :-1] / sums[:, -1:].clamp(min=1), centres)
@@ -137,7 +133,7 @@ def fit_mixture(
     mixture = _k_means(frames, components, torch.Generator().manual_seed(seed))
     for _ in tqdm(range(iterations), desc=f"{components} Gaussians", unit=" iterations", disable=None):
         moments, total = 0, 0
-        for chunk in _chunks(frames):
+        for chunk in frames.split(CHUNKS[frames.device.type]):
             monomials = _monomials(chunk)
             responsibilities, evidence = mixture.responsibilities(monomials)
             moments = moments + responsibilities @ monomials.T
@@ -170,24 +166,12 @@ def train_background(
     return fit_mixture(frames, components, seed=seed)
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Of Baum and Welch, for each utterance, on the CPU: with γ_tc = p(c | x_t) and Σ_c = L_c L_cᵀ,
+def statistics_of(mixture: GaussianMixture, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The statistics of Baum and Welch of one utterance's frames (n, d): with γ_tc = p(c | x_t) and Σ_c = L_c L_cᵀ,
 
-    counts (utterances, components) = Σ_t γ_tc,    sums (utterances, components, d) = Σ_t γ_tc L_c⁻¹ (x_t − μ_c)."""
-
-    counts: Tensor
-    sums: Tensor
-
-    def blocks(self, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        for block in zip(self.counts.split(BLOCK), self.sums.split(BLOCK), strict=True):
-            yield tuple(part.to(device, torch.float64) for part in block)
-
-
-def utterance_statistics(mixture: GaussianMixture, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames (n, d) of one utterance → counts (components,) and sums (components, d) as in Statistics."""
+    counts (components,) = Σ_t γ_tc,    sums (components, d) = Σ_t γ_tc L_c⁻¹ (x_t − μ_c)."""
     counts, sums = 0, 0
-    for chunk in _chunks(frames):
+    for chunk in frames.split(CHUNKS[frames.device.type]):
         responsibilities, _ = mixture.responsibilities(_monomials(chunk))
         counts = counts + responsibilities.sum(1)
         sums = sums + responsibilities @ chunk.double()
@@ -195,13 +179,22 @@ def utterance_statistics(mixture: GaussianMixture, frames: Tensor) -> tuple[Tens
     return counts, torch.linalg.solve_triangular(mixture.cholesky, deviations[..., None], upper=False)[..., 0]
 
 
+Statistics = tuple[Tensor, Tensor]  # counts (utterances, components) and sums (utterances, components, d) on the CPU
+
+
 def collect_statistics(mixture: GaussianMixture, corpus: Corpus) -> Statistics:
     """The statistics of every utterance: 4·components·(d + 1) bytes each. An utterance without speech has zeros."""
     (components, d), device = mixture.means.shape, mixture.means.device
     counts, sums = torch.empty(len(corpus), components), torch.empty(len(corpus), components, d)
     for index, frames in enumerate(features_of(corpus, "statistics", device)):
-        counts[index], sums[index] = utterance_statistics(mixture, frames)
-    return Statistics(counts, sums)
+        counts[index], sums[index] = statistics_of(mixture, frames)
+    return counts, sums
+
+
+def blocks(statistics: Statistics, device: torch.device | str) -> Iterator[Statistics]:
+    """Some utterances at a time, in float64 on the device."""
+    for block in zip(*(part.split(BLOCK) for part in statistics), strict=True):
+        yield tuple(part.to(device, torch.float64) for part in block)
 
 
 def posterior(loading: Tensor, counts: Tensor, sums: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,12 +224,12 @@ def train_total_variability(
     """The total variability matrix by expectation-maximisation, from a random start. Each iteration ends with a change
     of coordinates that makes the average second moment of w the identity (minimum divergence; Kenny, Bayesian speaker
     verification with heavy-tailed priors, 2010). Returns the loading L_c⁻¹ T_c (components, d, dimension)."""
-    (utterances, components), d = statistics.counts.shape, statistics.sums.shape[2]
+    utterances, components, d = statistics[1].shape
     start = torch.randn(components, d, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    loading, present = 0.1 * start.to(device), (statistics.counts.sum(0) > 1e-3).to(device)
+    loading, present = 0.1 * start.to(device), (statistics[0].sum(0) > 1e-3).to(device)
     for _ in tqdm(range(iterations), desc=f"i-vectors {dimension}", unit=" iterations", disable=None):
         gram, average, second, first = _gram(loading), 0, 0, 0
-        for counts, sums in statistics.blocks(device):
+        for counts, sums in blocks(statistics, device):
             mean, covariance = posterior(loading, counts, sums, gram)
             moments = _pack(covariance + mean[:, :, None] * mean[:, None])
             second = second + counts.T @ moments
@@ -252,5 +245,4 @@ def train_total_variability(
 def extract(loading: Tensor, statistics: Statistics) -> Tensor:
     """The i-vectors (utterances, dimension), on the CPU."""
     gram = _gram(loading)
-    blocks = [posterior(loading, counts, sums, gram)[0].cpu() for counts, sums in statistics.blocks(loading.device)]
-    return torch.cat(blocks)
+    return torch.cat([posterior(loading, *block, gram)[0].cpu() for block in blocks(statistics, loading.device)])

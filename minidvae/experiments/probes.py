@@ -67,11 +67,6 @@ def accuracy(found: np.ndarray, labels: np.ndarray) -> float:
     return float((found == labels).mean())
 
 
-def chance(labels: np.ndarray) -> float:
-    """The accuracy of always naming the most frequent class."""
-    return max(Counter(labels).values()) / len(labels)
-
-
 def r_squared(found: Tensor, y: Tensor) -> float:
     """1 − Σ(y − ŷ)² / Σ(y − ȳ)²: 1 for a perfect regression, 0 for one that knows the mean and no more."""
     return float(1 - (y - found).square().sum() / (y - y.mean()).square().sum())
@@ -170,7 +165,8 @@ def per_utterance(encoded: Iterable[Encoded], label: Callable[[Encoded], str | f
 
 def probe(train: Labelled, test: Labelled) -> dict | None:
     """How well a linear probe of z1 (μ1) and one of z2 (μ2) does: {"measure", "chance", "z1", "z2", "train", "test"},
-    of classes the accuracy, of numbers R². None where there is nothing to tell apart."""
+    of classes the accuracy, beside that of always naming the most frequent one, of numbers R². None where there is
+    nothing to tell apart."""
     if min(len({label for label, *_ in rows}) for rows in (train, test)) < 2:
         return None
     labels, *inputs = zip(*train, strict=True)
@@ -178,7 +174,7 @@ def probe(train: Labelled, test: Labelled) -> dict | None:
     result = {"train": len(train), "test": len(test)}
     if isinstance(labels[0], str):
         labels, test_labels = np.array(labels), np.array(test_labels)
-        result |= {"measure": "accuracy", "chance": chance(test_labels)}
+        result |= {"measure": "accuracy", "chance": max(Counter(test_labels).values()) / len(test_labels)}
         fit, score = classify, accuracy
     else:
         labels, test_labels = torch.tensor(labels), torch.tensor(test_labels)
@@ -224,36 +220,34 @@ def probes(run: Run, train: list[Encoded], test: list[Encoded], corpus: Corpus, 
     }
 
 
-@dataclass
-class Instruments:
-    """What is read off features (frames, bins), real or decoded; made from the training split. F0: of log-magnitude
-    features the median pitch, of filter banks a ridge regression on the average frame with speech. Vocal-tract length:
-    such a regression. Phones: a linear classifier of frames with their context."""
+Measure = Callable[[Run, Speech, Tensor], dict[str, float]]
 
-    f0: Callable[[Tensor], Tensor | float]
-    tract: Callable[[Tensor], Tensor | float]
-    phones: Callable[[Tensor], np.ndarray] | None
 
-    @classmethod
-    def fit(cls, run: Run, train: list[Encoded]) -> "Instruments":
-        def regression(name: str) -> Callable[[Tensor], Tensor | float]:
-            known = [e for e in train if not math.isnan(getattr(e, name))]
-            values = torch.tensor([getattr(e, name) for e in known])
-            if len(values.unique()) < 2:
-                return lambda average: math.nan
-            return regress(torch.stack([e.average for e in known]), values, PENALTY["features"])
+def fit_instruments(train: list[Encoded]) -> Measure:
+    """What is read off features, made from the training split: the function of an utterance and its own or decoded
+    features (frames, bins) that returns ln F0 ("log_f0"), vocal-tract length in cm ("tract") and the share of frames
+    whose phone is recognised ("phones"); nan where it cannot be told. F0: of log-magnitude features the median pitch,
+    of filter banks a ridge regression on the average frame with speech. Vocal-tract length: such a regression. Phones:
+    a linear classifier of frames with their context."""
 
-        frames, labels = torch.cat([e.frames for e in train]), np.concatenate([e.frame_phones for e in train])
-        phones = classify(frames, labels, PENALTY["features"]) if len(set(labels)) > 1 else None
-        return cls(regression("log_f0"), regression("tract"), phones)
+    def regression(name: str) -> Callable[[Tensor], Tensor | float]:
+        known = [e for e in train if not math.isnan(getattr(e, name))]
+        values = torch.tensor([getattr(e, name) for e in known])
+        if len(values.unique()) < 2:
+            return lambda average: math.nan
+        return regress(torch.stack([e.average for e in known]), values, PENALTY["features"])
 
-    def measure(self, run: Run, speech: Speech, features: Tensor) -> dict[str, float]:
-        """ln F0, vocal-tract length in cm, and the share of frames whose phone is recognised, of an utterance's own or
-        of decoded features (frames, bins); nan where it cannot be told."""
+    frames, labels = torch.cat([e.frames for e in train]), np.concatenate([e.frame_phones for e in train])
+    recognise = classify(frames, labels, PENALTY["features"]) if len(set(labels)) > 1 else None
+    f0, tract = regression("log_f0"), regression("tract")
+
+    def measure(run: Run, speech: Speech, features: Tensor) -> dict[str, float]:
         scaled, phones, voiced = frames_of(run, speech, features)
         average, labelled, share = scaled[voiced].mean(0), phones != "", math.nan
-        if self.phones and labelled.any():
-            share = accuracy(self.phones(with_context(scaled)[labelled]), phones[labelled])
+        if recognise and labelled.any():
+            share = accuracy(recognise(with_context(scaled)[labelled]), phones[labelled])
         pitch_is_visible = run.recipe.features == "log_magnitude"
-        log_f0 = median_log_f0(features.cpu(), voiced) if pitch_is_visible else float(self.f0(average))
-        return {"phones": share, "log_f0": log_f0, "tract": float(self.tract(average))}
+        log_f0 = median_log_f0(features.cpu(), voiced) if pitch_is_visible else float(f0(average))
+        return {"phones": share, "log_f0": log_f0, "tract": float(tract(average))}
+
+    return measure

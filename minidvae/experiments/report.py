@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from ..files import write_json
 from .runs import Options, Run
@@ -87,3 +88,10 @@ def published_layout(runs: list[Run], options: Options) -> str | None:
     whole = (options.split, options.mode, options.limit, options.trials) == ("test", "generation", None, None)
     alike = whole and options.w != "posterior" and len({run.data for run in runs}) == 1
     return runs[0].corpus.layout if alike else None
+
+
+def published(experiment: str, layout: str | None) -> list[list[str]]:
+    """The rows of published.tsv for an experiment on a corpus of this layout, from the third cell on."""
+    lines = Path(__file__).with_name("published.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    return [cells for name, corpus, *cells in rows if (name, corpus) == (experiment, layout)]

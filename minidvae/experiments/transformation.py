@@ -30,9 +30,6 @@ SHOWN = 400  # frames of an utterance in a picture
 PAIRS, NOISY = 32, 16  # utterances that are measured after a swap and a shift, and after denoising
 LEAST = {"log_f0": 0.1, "tract": 0.5}  # pairs of utterances that are nearer, in ln Hz and cm, cannot show a movement
 
-# FHVAE paper, Table 4, α = 0: the segment bound on the test set
-PUBLISHED = {"TIMIT": {"fc": -348.63, "rnn": -261.19, "gru": -158.42, "lstm": -143.80}}
-
 
 @torch.no_grad()
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
@@ -58,7 +55,7 @@ def evaluate_run(run: Run, options: Options, runs: list[Run]) -> dict:
         "parameters": sum(p.numel() for name, p in run.model.named_parameters() if name != "table"),
         "bound": segment_bound(run, seed),
         "probes": probes.probes(run, train, test, training, seed),
-        "movement": movement(run, probes.Instruments.fit(run, train), test, seed),
+        "movement": movement(run, probes.fit_instruments(train), test, seed),
         "denoising": denoising(run, seed),
     }
     draw_segments(run, test, seed)
@@ -158,7 +155,7 @@ def segment_bound(run: Run, seed: int) -> float:
     return total / count
 
 
-def movement(run: Run, instruments: probes.Instruments, test: list[probes.Encoded], seed: int) -> dict:
+def movement(run: Run, measure: probes.Measure, test: list[probes.Encoded], seed: int) -> dict:
     """What becomes of F0, vocal-tract length and phones when z2 changes, over pairs of utterances.
 
     For each of reconstruction, swap and shift: the median over pairs of (decoded − source) / (reference − source), of
@@ -169,10 +166,10 @@ def movement(run: Run, instruments: probes.Instruments, test: list[probes.Encode
     phones, moved = defaultdict(list), defaultdict(list)
     for pair in pairs:
         source, reference = (analyse(run, run.test, index) for index in pair)
-        here, there = (instruments.measure(run, speech, speech.features) for speech in (source, reference))
+        here, there = (measure(run, speech, speech.features) for speech in (source, reference))
         measured |= {pair[0]: here, pair[1]: there}
         ways = {"reconstruction": source.z2, "swap": swapped(source, reference), "shift": shifted(source, reference)}
-        found = {way: instruments.measure(run, source, decode(run, source, z2)) for way, z2 in ways.items()}
+        found = {way: measure(run, source, decode(run, source, z2)) for way, z2 in ways.items()}
         for way, values in ({"original": here} | found).items():
             phones[way].append(values["phones"])
         for name, least in LEAST.items():
@@ -325,9 +322,9 @@ def bounds_table(results: dict[str, dict], layout: str | None = None) -> str:
     rows = []
     for title, r in results.items():
         rows.append([title, r["architecture"], r["features"], f"{r['alpha']:g}", f"{r['bound']:.2f}"])
-    for name, bound in PUBLISHED.get(layout, {}).items():
+    for name, bound in report.published("transformation", layout):
         if name in {r["architecture"] for r in results.values()}:
-            rows.append([f"{name.upper()} (paper)", name, "", "0", f"{bound:.2f}"])
+            rows.append([f"{name.upper()} (paper)", name, "", "0", bound])
     return report.table(["", "architecture", "features", "α", "segment bound"], rows)
 
 

@@ -28,23 +28,6 @@ BLOCK = 2**14  # trials at a time
 
 COLUMNS = {"raw": "Raw", "wccn": "WCCN", "lda_12": "LDA (12 dim)", "lda_24": "LDA (24 dim)"}
 
-# FHVAE paper, Table 1: features, dimension, α, EER in percent, raw and with LDA of 12 and 24 dimensions
-PUBLISHED = {
-    "TIMIT": [
-        ("i-vector", 48, None, 10.12, 6.25, 5.95),
-        ("i-vector", 100, None, 9.52, 6.10, 5.50),
-        ("i-vector", 200, None, 9.82, 6.54, 6.10),
-        ("μ2", 16, 0, 5.06, 4.02, None),
-        ("μ2", 16, 0.1, 4.91, 4.61, None),
-        ("μ2", 16, 1, 3.87, 3.86, None),
-        ("μ2", 16, 10, 2.38, 2.08, None),
-        ("μ2", 32, 10, 2.38, 2.08, 1.34),
-        ("μ1", 16, 1, 22.77, 15.62, None),
-        ("μ1", 16, 10, 27.68, 22.17, None),
-        ("μ1", 32, 10, 22.47, 16.82, 17.26),
-    ]
-}
-
 
 def read_trials(path: Path, corpus: Corpus) -> np.ndarray:
     """A file of lines `enrol test target|nontarget`, the first two being names of utterances of the corpus. Returns
@@ -90,9 +73,7 @@ def scatter(vectors: np.ndarray, speakers: np.ndarray) -> tuple[np.ndarray, np.n
     be two speakers, and one with two vectors."""
     _, speakers, counts = np.unique(speakers, return_inverse=True, return_counts=True)
     n, classes, mean = len(vectors), len(counts), vectors.mean(0)
-    means = np.zeros((classes, vectors.shape[1]))
-    np.add.at(means, speakers, vectors)
-    means /= counts[:, None]
+    means = np.stack([vectors[speakers == k].mean(0) for k in range(classes)])
     deviations = vectors - means[speakers]
     within = deviations.T @ deviations / (n - classes)
     between = (means - mean).T * counts @ (means - mean) / n
@@ -205,10 +186,8 @@ def table(rows: list[dict], layout: str | None = None) -> str:
         rates = [report.number(row[name] and row[name]["eer"], ".2%") for name in COLUMNS]
         vectors = [row["run"] or "", row["features"], str(row["dimension"]), report.number(row["alpha"], "g")]
         lines.append([*vectors, *rates, report.number(row["raw"]["min_dcf"], ".3f")])
-    for features, dimension, alpha, raw, *with_lda in PUBLISHED.get(layout, []):
-        if features in {row["features"] for row in rows}:
-            rates = [report.number(rate and rate / 100, ".2%") for rate in (raw, None, *with_lda)]
-            lines.append(["(paper)", features, str(dimension), report.number(alpha, "g"), *rates, "–"])
+    known = {row["features"] for row in rows}
+    lines += [["(paper)", *cells] for cells in report.published("verification", layout) if cells[0] in known]
     return report.table(["", "Features", "Dim", "α", *COLUMNS.values(), "minDCF"], lines, left=2)
 
 

@@ -101,7 +101,8 @@ def test_built_in_speakers_are_those_of_the_corpus():
     assert len(voices) == sum(BUILT_IN["speakers"])
     first = next(synthetic.generate(**BUILT_IN))
     words = synthetic.make_sentence("train", rng := np.random.default_rng([0, 0, 0, 0, 0]))
-    waveform, _ = synthetic.synthesise(voices[first.speaker], words, rng)
+    voice = voices[first.speaker]
+    waveform = synthetic.render(voice, synthetic.articulate(voice, words, rng), rng)
     assert np.array_equal(first.waveform, np.rint(0.99 * 32767 * waveform).astype(np.int16))
 
 
@@ -130,8 +131,7 @@ def test_classifier_reaches_the_best_accuracy():
     assert probes.accuracy(found, labels[test]) == pytest.approx(0.5 * (1 + math.erf(1 / math.sqrt(2))), abs=0.01)
     shuffled = np.random.default_rng(0).choice(["a", "b", "b", "b"], 20_000)
     found = probes.classify(x[train], shuffled[train], 1e-4)(x[test])
-    assert probes.accuracy(found, shuffled[test]) == pytest.approx(probes.chance(shuffled[test]), abs=0.01)
-    assert probes.chance(np.array(["a", "b", "b", "b"])) == 0.75
+    assert probes.accuracy(found, shuffled[test]) == pytest.approx((shuffled[test] == "b").mean(), abs=0.01)
 
 
 def test_probe_keeps_the_two_latents_apart():
@@ -243,7 +243,7 @@ def test_movement_and_denoising_of_a_model_that_does_what_it_should(tiny):
         return {"log_f0": level(features), "tract": math.nan, "phones": math.nan}
 
     test = [SimpleNamespace(log_f0=level(T.analyse(run, run.test, i).features), tract=math.nan) for i in range(4)]
-    found = T.movement(run, SimpleNamespace(measure=measure), test, seed=0)
+    found = T.movement(run, measure, test, seed=0)
     assert found["pairs"] == 4 and found["instruments"] == {"log_f0": pytest.approx(1, abs=1e-6)}
     assert found["reconstruction"]["log_f0"] == pytest.approx(0, abs=1e-3)
     assert found["shift"]["log_f0"] == pytest.approx(1, abs=1e-3)

@@ -304,7 +304,7 @@ def test_statistics_by_hand(monkeypatch):
     frames = draw(true, 20)
     expected = log_densities(true, frames)
     gamma = np.exp(expected - np.logaddexp.reduce(expected, axis=0))
-    counts, sums = ivectors.utterance_statistics(true, frames)
+    counts, sums = ivectors.statistics_of(true, frames)
     np.testing.assert_allclose(counts, gamma.sum(1), rtol=1e-9)
     for c in range(3):
         deviation = sum(gamma[c, t] * (frames[t] - true.means[c]).numpy() for t in range(20))
@@ -342,7 +342,7 @@ def test_total_variability_finds_a_planted_subspace():
     counts[:, -1] = 0
     shifts = torch.einsum("cdr,ur->ucd", planted, w)
     sums = counts[..., None] * shifts + counts.sqrt()[..., None] * normal(utterances, components, d)
-    statistics = ivectors.Statistics(counts.float(), sums.float())
+    statistics = (counts.float(), sums.float())
     loading = ivectors.train_total_variability(statistics, dimension, iterations=12)
     bases = [torch.linalg.qr(part[:-1].flatten(0, 1))[0] for part in (planted, loading)]
     assert torch.linalg.svdvals(bases[0].T @ bases[1]).min() > 0.999
@@ -357,7 +357,7 @@ def test_blocks_of_utterances_change_nothing(monkeypatch):
     """Fails where a block is dropped or weighs otherwise."""
     generator = torch.Generator().manual_seed(0)
     sums = torch.randn(10, 2, 3, generator=generator)
-    statistics = ivectors.Statistics(10 * torch.rand(10, 2, generator=generator), sums)
+    statistics = (10 * torch.rand(10, 2, generator=generator), sums)
     whole = ivectors.train_total_variability(statistics, 2, iterations=3)
     monkeypatch.setattr(ivectors, "BLOCK", 4)
     parts = ivectors.train_total_variability(statistics, 2, iterations=3)
@@ -371,7 +371,7 @@ def test_a_gpu_gives_the_same():
     frames = draw(mixture(), 3000)
     here, there = (mean_evidence(ivectors.fit_mixture(frames.to(d), 3), frames.to(d)) for d in ("cpu", "cuda"))
     assert there == pytest.approx(here, abs=1e-3)
-    statistics = ivectors.Statistics(10 * torch.rand(10, 2), torch.randn(10, 2, 3))
+    statistics = (10 * torch.rand(10, 2), torch.randn(10, 2, 3))
     here, there = (ivectors.train_total_variability(statistics, 2, device=device) for device in ("cpu", "cuda"))
     torch.testing.assert_close(there.cpu(), here)
 

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import audio, synthetic
+from ..data import audio
 from ..data.corpus import Corpus, Utterance, built_in_speakers
 from .runs import Run, Speech, encode
 
 UTTERANCES = 640  # of the training split, at most, spread over it
-UNDER_CONDITIONS = 160  # of either split, at most, each under every condition
 FRAMES = 20_000  # of the training split, for the phones of frames
 CONTEXT = (-3, 0, 3)  # the frames that tell the phone of frame 0
 PENALTY = {"latents": 1e-3, "features": 1e-2}  # on the squared weights of standardised inputs
@@ -141,16 +140,6 @@ def observe(run: Run, corpus: Corpus, what: str, keep: int = 0) -> list[Encoded]
     return encoded
 
 
-def under_conditions(run: Run, corpus: Corpus, seed: int) -> list[tuple[str, Tensor, Tensor]]:
-    """(condition, μ1, μ2) of utterances under every condition, laid over them."""
-    corpus, rows = corpus.spread(UNDER_CONDITIONS), []
-    for index in tqdm(range(len(corpus)), "conditions", unit=" utterances", leave=False, disable=None):
-        for condition in synthetic.CONDITIONS:
-            speech = encode(run, corpus, index, condition, seed)
-            rows.append((condition, speech.mu1.cpu(), speech.mu2.cpu()))
-    return rows
-
-
 Labelled = list[tuple[str | float, Tensor, Tensor]]  # label, z1 or μ1, z2 or μ2
 
 
@@ -203,18 +192,14 @@ def crossed(first: Labelled, second: Labelled) -> dict | None:
     return found[0] | {name: (found[0][name] + found[1][name]) / 2 for name in ("chance", "z1", "z2")}
 
 
-def probes(run: Run, train: list[Encoded], test: list[Encoded], corpus: Corpus, seed: int) -> dict[str, dict | None]:
-    """Every probe by its column of the table; None where the corpus cannot tell. `corpus`: the utterances of `train`;
-    conditions are laid over them, and over those of the run's test, where they have none of their own."""
-    conditions = [per_utterance(e, lambda e: e.utterance.condition) for e in (train, test)]
-    if min(len({label for label, *_ in rows}) for rows in conditions) < 2:
-        conditions = [under_conditions(run, c, seed) for c in (corpus, run.test)]
+def probes(train: list[Encoded], test: list[Encoded]) -> dict[str, dict | None]:
+    """Every probe by its column of the table; None where the corpus cannot tell."""
     return {
         "phone": probe(*(per_segment(e, lambda e: e.phones) for e in (train, test))),
         "speaker": crossed(*(per_segment(e, lambda e: [e.utterance.speaker] * len(e.z1)) for e in halves(test))),
         "speaker μ": crossed(*(per_utterance(e, lambda e: e.utterance.speaker) for e in halves(test))),
         "sex μ": probe(*(per_utterance(e, lambda e: e.utterance.sex) for e in (train, test))),
-        "condition μ": probe(*conditions),
+        "condition μ": probe(*(per_utterance(e, lambda e: e.utterance.condition) for e in (train, test))),
         "F0 μ": probe(*(per_utterance(e, lambda e: e.log_f0) for e in (train, test))),
         "tract μ": probe(*(per_utterance(e, lambda e: e.tract) for e in (train, test))),
     }

@@ -38,31 +38,27 @@ class Phone(NamedTuple):
     manner: str
     duration: float  # inherent duration
     minimum: float  # shortest duration
-    formants: tuple  # (F1, F2, F3): target of a monophthong, locus of a consonant
-    bandwidths: tuple  # (B1, B2, B3)
-    glide: tuple  # (F1, F2, F3) at the end of a diphthong, else empty
     slope: float  # locus equation: how far F2 and F3 of a consonant follow those of the vowel beside it
     voicing: float
     frication: float
-    noise: tuple  # ((peak, bandwidth, level), ...) of the frication; peak 0 stands for F2
     release: float  # burst and voice onset time of a stop
+    formants: tuple  # (F1, F2, F3): target of a monophthong, locus of a consonant
+    bandwidths: tuple  # (B1, B2, B3)
+    glide: tuple  # (F1, F2, F3) at the end of a diphthong, else empty
+    noise: tuple  # ((peak, bandwidth, level), ...) of the frication; peak 0 stands for F2
 
 
-def _read_phones() -> dict[str, Phone]:
-    def numbers(cell: str) -> tuple[float, ...]:
-        return tuple(map(float, cell.split()))
-
-    table, (_, *rows) = {}, (HERE / "phones.tsv").read_text().splitlines()
-    for row in rows:
-        label, manner, duration, minimum, *tuples, slope, voicing, frication, noise, release = row.split("\t")
-        levels = map(float, (slope, voicing, frication))
-        peaks = tuple(map(numbers, noise.split(", "))) if noise else ()
-        durations = float(duration), float(minimum)
-        table[label] = Phone(manner, *durations, *map(numbers, tuples), *levels, peaks, float(release))
-    return table
+def _numbers(cell: str) -> tuple[float, ...]:
+    return tuple(map(float, cell.split()))
 
 
-TABLE = _read_phones()
+def _phone(manner: str, *cells: str) -> Phone:
+    noise = tuple(_numbers(peak) for peak in cells[9].split(", ") if peak)
+    return Phone(manner, *map(float, cells[:6]), *map(_numbers, cells[6:9]), noise)
+
+
+_ROWS = [row.split("\t") for row in (HERE / "phones.tsv").read_text().splitlines()[1:]]
+TABLE = {label: _phone(*cells) for label, *cells in _ROWS}
 SCHWA = (500, 1500, 2500)  # the neutral tube: unstressed "ah"
 PHONES = ("sil", *TABLE)
 

@@ -171,15 +171,11 @@ def with_phases(power: Tensor, stft: audio.STFT, seed: int, draw: int, numbers: 
         return audio.griffin_lim(power, stft, length=SAMPLES, generator=noise)
 
 
-def generated(run: Run, seed: int, draw: int, watch: Stopwatch) -> Source:
+def generated(run: Run, seed: int, draw: int, watch: Stopwatch, numbers: range) -> Tensor:
     """Clips of a model."""
-
-    def clips(numbers: range) -> Tensor:
-        with watch("sampling"):
-            power = sample(run, noise_of_clips("latents", seed, draw, numbers))
-        return with_phases(power, run.stft, seed, draw, numbers, watch)
-
-    return clips
+    with watch("sampling"):
+        power = sample(run, noise_of_clips("latents", seed, draw, numbers))
+    return with_phases(power, run.stft, seed, draw, numbers, watch)
 
 
 def recorded(corpus: Corpus, count: int, *seed: int, device: torch.device) -> Source:
@@ -189,13 +185,9 @@ def recorded(corpus: Corpus, count: int, *seed: int, device: torch.device) -> So
     return lambda numbers: windows[drawn[numbers.start : numbers.stop]].to(device)
 
 
-def without_phase(source: Source, stft: audio.STFT, seed: int, draw: int, watch: Stopwatch) -> Source:
+def without_phase(source: Source, stft: audio.STFT, seed: int, draw: int, watch: Stopwatch, numbers: range) -> Tensor:
     """The same clips, their phases forgotten and found again by Griffin-Lim."""
-
-    def clips(numbers: range) -> Tensor:
-        return with_phases(stft.analyse(source(numbers)).abs().square(), stft, seed, draw, numbers, watch)
-
-    return clips
+    return with_phases(stft.analyse(source(numbers)).abs().square(), stft, seed, draw, numbers, watch)
 
 
 @torch.no_grad()
@@ -243,11 +235,12 @@ def measure(runs: list[Run], extract: Callable[[Tensor], np.ndarray], clips: int
             reference = recorded(train, clips, seed, draw, 0, device=device)
             reference = features_of(reference, clips, extract, batch, Stopwatch(device), bar.update)
             spoken = recorded(test, clips, seed, draw, 1, device=device)
-            sources = {str(run.folder): generated(run, seed, draw, watches[str(run.folder)]) for run in runs}
+            titles = {str(run.folder): run for run in runs}
+            sources = {title: partial(generated, run, seed, draw, watches[title]) for title, run in titles.items()}
             sources[f"{split} ({EXACT})"] = spoken
             for stft, window in windows.items():
                 title = f"{split} ({GRIFFIN_LIM}{window})"
-                sources[title] = without_phase(spoken, stft, seed, draw, watches[title])
+                sources[title] = partial(without_phase, spoken, stft, seed, draw, watches[title])
             for title, source in sources.items():
                 found = features_of(source, clips, extract, batch, watches[title], bar.update)
                 distances[title].append(frechet_distance(found, reference))
@@ -269,9 +262,10 @@ def keep_examples(runs: list[Run], seed: int) -> None:
     for run in runs:
         power = sample(run, noise_of_clips("latents", seed, 0, numbers))
         rows.append((run.folder.resolve().name, power.cpu().numpy(), run.stft))
-        made, phaseless = generated(run, seed, 0, watch), without_phase(spoken, run.stft, seed, 0, watch)
-        for name, source in {"sample": made, split: spoken, f"{split}-griffin-lim": phaseless}.items():
-            for number, clip in enumerate(scaled(source(numbers)).cpu().numpy()):
+        made = {"sample": with_phases(power, run.stft, seed, 0, numbers, watch), split: spoken(numbers)}
+        made[f"{split}-griffin-lim"] = without_phase(spoken, run.stft, seed, 0, watch, numbers)
+        for name, clips in made.items():
+            for number, clip in enumerate(scaled(clips).cpu().numpy()):
                 audio.write(run.target / f"{name}-{number}.wav", clip)
     for run in runs:
         figures.contact_sheet(rows, run.target / SHEET)

@@ -63,10 +63,10 @@ SCHWA = (500, 1500, 2500)  # the neutral tube: unstressed "ah"
 PHONES = ("sil", *TABLE)
 
 # Each word with its pronunciation in ARPAbet; the digit is the stress of the syllable (1 primary, 0 none).
-VOCABULARY = (HERE / "vocabulary.txt").read_text()
+_CATEGORIES = re.split(r"\n(?=\w)", (HERE / "vocabulary.txt").read_text().strip())
 _WORDS = {
     category: {word: tuple(phones) for word, *phones in map(str.split, entries.split(","))}
-    for category, entries in (line.split(":") for line in re.split(r"\n(?=\w)", VOCABULARY))
+    for category, entries in (line.split(":") for line in _CATEGORIES)
 }
 LEXICON = {word: phones for entries in _WORDS.values() for word, phones in entries.items()}
 SENTENCES = (  # a comma is a pause

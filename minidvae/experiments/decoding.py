@@ -191,7 +191,8 @@ def ctc_beam(
 
 def follow(links: csr_array, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All entries in some rows (n,) of a sparse matrix: the place in `rows` of the row of each, and its column."""
-    starts, counts = links.indptr[rows], np.diff(links.indptr)[rows]
+    starts = links.indptr[rows]
+    counts = links.indptr[rows + 1] - starts
     places = np.repeat(np.arange(len(rows)), counts)
     within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
     return places, links.indices[starts[places] + within]

@@ -281,9 +281,9 @@ def table(results: list[dict], measure: str, layout: str | None = None) -> str:
         lines.append(line(r["run"], *trained, {name: f"{100 * e['rate']:.2f}" for name, e in domains.items()}))
     lengths = (str(errors[0][name]["length"]) if name in errors[0] else "–" for name in columns)
     lines.append(["(words)" if measure == "WER" else "(symbols)", "", "", "", *lengths])
-    for *trained, its_measure, cells in ((*row[:4], row[4:]) for row in report.published("recognition", layout)):
-        if its_measure == measure and trained in ours:
-            lines.append(line("(paper)", *trained, dict(zip(COLUMNS, cells, strict=True))))
+    for recogniser, extractor, features, its_measure, *rates in report.published("recognition", layout):
+        if its_measure == measure and [recogniser, extractor, features] in ours:
+            lines.append(line("(paper)", recogniser, extractor, features, dict(zip(COLUMNS, rates, strict=True))))
     return report.table(["", "recogniser", "extractor", "features", *columns], lines, left=4)
 
 

@@ -10,7 +10,6 @@ from study import arguments, evaluate_all, evaluated, train_all
 
 from minidvae.command_line import run
 from minidvae.experiments import report
-from minidvae.experiments.transformation import PUBLISHED
 
 ARCHITECTURES = {"FC": ("fc", 512), "RNN": ("rnn", 256), "GRU": ("gru", 256), "LSTM": ("lstm", 256)}
 
@@ -23,11 +22,11 @@ def main() -> None:
         variants[title] = ["--model", "fhvae", "--set", *settings]
     runs = train_all(variants, args.runs, common)
     results = evaluate_all(runs, ["--task", "transformation", *evaluated(args)])
-    rows = []
+    rows, published = [], dict(report.published("transformation", "TIMIT"))
     for title, result in results.items():
         architecture, width = ARCHITECTURES[title]
-        parameters, paper = f"{result['parameters'] / 1e6:.2f} M", PUBLISHED["TIMIT"][architecture]
-        rows.append([title, str(width), parameters, f"{result['bound']:.2f}", f"{paper:.2f}"])
+        parameters, paper = f"{result['parameters'] / 1e6:.2f} M", published[architecture]
+        rows.append([title, str(width), parameters, f"{result['bound']:.2f}", paper])
     heading = ["", "hidden", "parameters", "bound per segment", "paper, on TIMIT"]
     print(f"\n{report.table(heading, rows)}")
 

@@ -104,7 +104,7 @@ def read_folder(root: Path, files: dict, notes: list[str]) -> tuple[str, list[di
         stem = os.path.splitext(file.lower())[0]
         text = transcripts.get(os.path.basename(stem), "")
         if not text and f"{stem}.txt" in labels:
-            text = _read_text(labels[f"{stem}.txt"])
+            text = read_text(labels[f"{stem}.txt"])
             text = re.sub(r"^\d+ \d+ ", "", text) if layout == "TIMIT" else text  # first and last sample
         sex = sexes.get(speaker) or (speaker[0].upper() if layout == "TIMIT" else "")
         known = {"path": file, "speaker": speaker, "split": split, "sex": sex, "condition": condition}
@@ -125,16 +125,16 @@ def _read_lists(root: Path, files: dict, layout: str) -> tuple[dict[str, str], d
         if name == "speakers.tsv":  # columns speaker, sex
             sexes.update((row.get("speaker"), row.get("sex")) for row in _read_table(root / file))
         elif name == "speakers.txt":  # LibriSpeech: 19 | F | train-clean-100 | …
-            rows = (line.split("|") for line in _read_text(root / file).splitlines() if line[:1] != ";")
+            rows = (line.split("|") for line in read_text(root / file).splitlines() if line[:1] != ";")
             sexes.update((row[0].strip(), row[1].strip()) for row in rows if len(row) > 1)
         elif name.endswith(".trans.txt"):  # LibriSpeech: 19-198-0000 NORTHANGER ABBEY
-            rows = (line.partition(" ") for line in _read_text(root / file).splitlines())
+            rows = (line.partition(" ") for line in read_text(root / file).splitlines())
             transcripts.update((row[0].lower(), row[2]) for row in rows)
         elif name.endswith((".dot", ".lsn")):  # WSJ0: The words. (011c0201)
-            rows = re.findall(r"^(.*)\((\w+)\)\s*$", _read_text(root / file), re.MULTILINE)
+            rows = re.findall(r"^(.*)\((\w+)\)\s*$", read_text(root / file), re.MULTILINE)
             transcripts.update((utterance.lower(), text) for text, utterance in rows)
         elif name.endswith(".txt") and layout == "VoiceBank":  # trainset_28spk_txt/p226_001.txt
-            transcripts[name.removesuffix(".txt")] = _read_text(root / file)
+            transcripts[name.removesuffix(".txt")] = read_text(root / file)
     return transcripts, sexes
 
 
@@ -206,7 +206,7 @@ def read_phones(path: str, end: float) -> list[tuple[int, int, str]]:
     """(start, stop, label) of each line of a file of phone labels, in samples of the audio file, which has `end`.
     CorpusError names the line that is none, stops before it starts, starts before the last one or stops after `end`."""
     phones, earliest = [], 0
-    for number, line in enumerate(_read_text(Path(path)).splitlines(), start=1):
+    for number, line in enumerate(read_text(Path(path)).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -223,11 +223,12 @@ def read_phones(path: str, end: float) -> list[tuple[int, int, str]]:
 
 def _read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a TSV file by the names in its header; cells that a row lacks are missing in it."""
-    header, *rows = [line.rstrip("\r").split("\t") for line in _read_text(path).rstrip().split("\n")]
+    header, *rows = [line.rstrip("\r").split("\t") for line in read_text(path).rstrip().split("\n")]
     return [dict(zip(header, row, strict=False)) for row in rows]
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What is in a text file. CorpusError where it cannot be read or is no file."""
     if path.exists() and not path.is_file():  # a pipe or a device may never end
         raise CorpusError(f"{path}: not a regular file; expected a text file")
     try:

@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import convolve1d
 from scipy.signal import lfilter
 
+HERE = Path(__file__).parent
 VERSION = 3  # raised whenever the samples change: part of the cache key of the corpus
 SAMPLE_RATE = 16_000
 MILLISECOND = SAMPLE_RATE // 1000  # samples per value of a control track
@@ -30,105 +32,41 @@ NOISES = ("white", "car", "babble", "restaurant")
 
 
 class Phone(NamedTuple):
-    """A row of TABLE. Durations in ms, frequencies in Hz, levels in dB relative to a vowel."""
+    """A row of phones.tsv. Durations in ms, frequencies in Hz, levels in dB relative to a vowel. All formants belong to
+    a vocal tract of 17.5 cm and scale with its inverse."""
 
     manner: str
     duration: float  # inherent duration
     minimum: float  # shortest duration
+    slope: float  # locus equation: how far F2 and F3 of a consonant follow those of the vowel beside it
+    voicing: float
+    frication: float
+    release: float  # burst and voice onset time of a stop
     formants: tuple  # (F1, F2, F3): target of a monophthong, locus of a consonant
     bandwidths: tuple  # (B1, B2, B3)
-    glide: tuple = ()  # (F1, F2, F3) at the end of a diphthong
-    slope: float = 0.0  # locus equation: how far F2 and F3 of a consonant follow those of the vowel beside it
-    voicing: float = 0.0
-    frication: float = -np.inf
-    noise: tuple = ()  # ((peak, bandwidth, level), ...) of the frication; peak 0 stands for F2
-    release: float = 0.0  # burst and voice onset time of a stop
+    glide: tuple  # (F1, F2, F3) at the end of a diphthong, else empty
+    noise: tuple  # ((peak, bandwidth, level), ...) of the frication; peak 0 stands for F2
 
 
-# Frication of fricatives, after Jongman et al., JASA 108 (2000), and of bursts
-_LABIAL, _DENTAL = ((7700, 6000, 0), (1800, 2500, -14)), ((7500, 5000, 0), (1500, 2000, -14))
-_ALVEOLAR, _PALATAL = ((4800, 1200, -6), (6800, 2500, 0)), ((2750, 500, -4), (3800, 900, 0), (5500, 2000, -8))
-_BURST_P, _BURST_T = ((900, 1500, 0), (3000, 5000, -8)), ((3900, 1200, -2), (5500, 3000, 0))
-_BURST_K = ((0, 400, 0), (5000, 1500, -10))
+def _numbers(cell: str) -> tuple[float, ...]:
+    return tuple(map(float, cell.split()))
 
-# Vowels: Peterson and Barney, JASA 24 (1952), men. Diphthongs, consonants, bandwidths: Klatt (1980), Tables II and III.
-# F2 loci and slopes: after Sussman et al., JASA 90 (1991). Durations: after Allen, Hunnicutt and Klatt (1987). All
-# formants belong to a vocal tract of 17.5 cm and scale with its inverse.
-TABLE = {
-    "iy": Phone("vowel", 155, 55, (270, 2290, 3010), (45, 200, 400)),
-    "ih": Phone("vowel", 135, 40, (390, 1990, 2550), (50, 100, 140)),
-    "eh": Phone("vowel", 150, 70, (530, 1840, 2480), (60, 90, 200)),
-    "ae": Phone("vowel", 230, 80, (660, 1720, 2410), (70, 150, 320)),
-    "aa": Phone("vowel", 240, 100, (730, 1090, 2440), (130, 70, 160)),
-    "ao": Phone("vowel", 240, 100, (570, 840, 2410), (90, 100, 80)),
-    "uh": Phone("vowel", 160, 60, (440, 1020, 2240), (80, 100, 80)),
-    "uw": Phone("vowel", 210, 70, (300, 870, 2240), (65, 110, 140)),
-    "ah": Phone("vowel", 140, 60, (640, 1190, 2390), (80, 50, 140)),
-    "er": Phone("vowel", 180, 80, (490, 1350, 1690), (100, 60, 110)),
-    "ey": Phone("vowel", 190, 70, (480, 1720, 2520), (70, 100, 200), (330, 2020, 2600)),
-    "ow": Phone("vowel", 220, 80, (540, 1100, 2300), (80, 70, 70), (450, 900, 2300)),
-    "ay": Phone("vowel", 250, 120, (660, 1200, 2550), (100, 70, 200), (400, 1880, 2500)),
-    "aw": Phone("vowel", 260, 120, (640, 1230, 2550), (80, 70, 140), (420, 940, 2350)),
-    "oy": Phone("vowel", 280, 130, (550, 960, 2400), (80, 50, 130), (360, 1820, 2450)),
-    "w": Phone("glide", 80, 60, (290, 610, 2150), (50, 80, 60), slope=0.1, voicing=-3),
-    "y": Phone("glide", 80, 45, (260, 2070, 3020), (40, 250, 500), slope=0.1, voicing=-3),
-    "r": Phone("glide", 80, 50, (310, 1060, 1380), (70, 100, 120), slope=0.1, voicing=-3),
-    "l": Phone("glide", 80, 50, (310, 1050, 2880), (50, 100, 280), slope=0.2, voicing=-3),
-    "m": Phone("nasal", 70, 60, (480, 1270, 2130), (40, 200, 200), slope=0.6, voicing=-5),
-    "n": Phone("nasal", 65, 50, (480, 1800, 2470), (40, 300, 300), slope=0.4, voicing=-5),
-    "ng": Phone("nasal", 95, 60, (480, 1990, 2850), (60, 200, 300), slope=0.7, voicing=-5),
-    "f": Phone("fricative", 100, 80, (340, 1100, 2080), (200, 120, 150), (), 0.6, -np.inf, -20, _LABIAL),
-    "v": Phone("fricative", 60, 40, (220, 1100, 2080), (60, 90, 120), (), 0.6, -9, -26, _LABIAL),
-    "th": Phone("fricative", 90, 60, (320, 1290, 2540), (200, 90, 200), (), 0.4, -np.inf, -23, _DENTAL),
-    "dh": Phone("fricative", 50, 30, (270, 1290, 2540), (60, 80, 170), (), 0.4, -8, -28, _DENTAL),
-    "s": Phone("fricative", 105, 60, (320, 1800, 2530), (200, 80, 200), (), 0.4, -np.inf, -8, _ALVEOLAR),
-    "z": Phone("fricative", 75, 40, (240, 1800, 2530), (70, 60, 180), (), 0.4, -12, -14, _ALVEOLAR),
-    "sh": Phone("fricative", 105, 80, (300, 1840, 2750), (200, 100, 300), (), 0.3, -np.inf, -6, _PALATAL),
-    "zh": Phone("fricative", 75, 50, (300, 1840, 2750), (60, 60, 280), (), 0.3, -12, -12, _PALATAL),
-    "hh": Phone("aspirate", 80, 40, (), (300, 120, 200), voicing=-np.inf),
-    "p": Phone("stop", 75, 50, (400, 1100, 2150), (300, 150, 220), (), 0.6, -np.inf, -15, _BURST_P, 58),
-    "t": Phone("stop", 65, 45, (400, 1800, 2600), (300, 120, 250), (), 0.4, -np.inf, -8, _BURST_T, 70),
-    "k": Phone("stop", 70, 50, (400, 1990, 2850), (250, 160, 330), (), 0.7, -np.inf, -8, _BURST_K, 80),
-    "b": Phone("stop", 75, 55, (200, 1100, 2150), (60, 110, 130), (), 0.6, -10, -18, _BURST_P, 8),
-    "d": Phone("stop", 65, 45, (200, 1800, 2600), (60, 100, 170), (), 0.4, -10, -13, _BURST_T, 12),
-    "g": Phone("stop", 65, 50, (200, 1990, 2850), (60, 150, 280), (), 0.7, -10, -13, _BURST_K, 21),
-    "ch": Phone("affricate", 130, 90, (350, 1800, 2820), (200, 90, 300), (), 0.3, -np.inf, -9, _PALATAL, 75),
-    "jh": Phone("affricate", 110, 80, (260, 1800, 2820), (60, 80, 270), (), 0.3, -14, -13, _PALATAL, 50),
-}
+
+def _phone(manner: str, *cells: str) -> Phone:
+    noise = tuple(_numbers(peak) for peak in cells[9].split(", ") if peak)
+    return Phone(manner, *map(float, cells[:6]), *map(_numbers, cells[6:9]), noise)
+
+
+_ROWS = [row.split("\t") for row in (HERE / "phones.tsv").read_text().splitlines()[1:]]
+TABLE = {label: _phone(*cells) for label, *cells in _ROWS}
 SCHWA = (500, 1500, 2500)  # the neutral tube: unstressed "ah"
 PHONES = ("sil", *TABLE)
 
 # Each word with its pronunciation in ARPAbet; the digit is the stress of the syllable (1 primary, 0 none).
-VOCABULARY = """\
-determiner: the dh ah0, a ah0, this dh ih1 s, that dh ae1 t, every eh1 v r iy0, my m ay0, her hh er0, our aw1 er0,
-    your y ao0 r, his hh ih0 z
-person: boy b oy1, girl g er1 l, child ch ay1 l d, judge jh ah1 jh, teacher t iy1 ch er0, king k ih1 ng,
-    farmer f aa1 r m er0, woman w uh1 m ah0 n, father f aa1 dh er0, mother m ah1 dh er0, doctor d aa1 k t er0,
-    singer s ih1 ng er0, cousin k ah1 z ah0 n, captain k ae1 p t ah0 n, nurse n er1 s, thief th iy1 f,
-    driver d r ay1 v er0, guest g eh1 s t
-thing: book b uh1 k, ship sh ih1 p, house hh aw1 s, river r ih1 v er0, garden g aa1 r d ah0 n, window w ih1 n d ow0,
-    measure m eh1 zh er0, treasure t r eh1 zh er0, coin k oy1 n, letter l eh1 t er0, fish f ih1 sh, bread b r eh1 d,
-    cheese ch iy1 z, water w ao1 t er0, song s ao1 ng, path p ae1 th, bridge b r ih1 jh, moon m uw1 n, sheep sh iy1 p,
-    hat hh ae1 t, dog d ao1 g, cat k ae1 t, bird b er1 d, boat b ow1 t, town t aw1 n, vision v ih1 zh ah0 n,
-    picture p ih1 k ch er0, goose g uw1 s, leaf l iy1 f, voice v oy1 s, toy t oy1, tree t r iy1, clock k l aa1 k,
-    shoe sh uw1
-adjective: old ow1 l d, young y ah1 ng, good g uh1 d, big b ih1 g, small s m ao1 l, blue b l uw1, happy hh ae1 p iy0,
-    quiet k w ay1 ah0 t, yellow y eh1 l ow0, green g r iy1 n, rough r ah1 f, usual y uw1 zh uw0 ah0 l, thin th ih1 n,
-    smooth s m uw1 dh, cold k ow1 l d, warm w ao1 r m, strange s t r ey1 n jh, huge hh y uw1 jh, fresh f r eh1 sh,
-    loud l aw1 d, narrow n eh1 r ow0, clever k l eh1 v er0, red r eh1 d, white w ay1 t
-verb: found f aw1 n d, saw s ao1, took t uh1 k, wanted w aa1 n t ih0 d, showed sh ow1 d, chose ch ow1 z,
-    carried k eh1 r iy0 d, watched w aa1 ch t, enjoyed eh0 n jh oy1 d, painted p ey1 n t ah0 d, bought b ao1 t,
-    heard hh er1 d, loved l ah1 v d, pushed p uh1 sh t, followed f aa1 l ow0 d, forgot f er0 g aa1 t, kept k eh1 p t,
-    noticed n ow1 t ah0 s t
-preposition: in ih0 n, on aa0 n, near n ih0 r, behind b ih0 hh ay1 n d, under ah1 n d er0, beside b ih0 s ay1 d,
-    with w ih0 dh, from f r ah0 m, over ow1 v er0, through th r uw0
-adverb: today t ah0 d ey1, yesterday y eh1 s t er0 d ey0, now n aw1, slowly s l ow1 l iy0, again ah0 g eh1 n,
-    soon s uw1 n, here hh ih1 r
-pronoun: he hh iy0, she sh iy0, they dh ey0, we w iy0, you y uw0, i ay0
-conjunction: and ah0 n d, but b ah0 t, because b ih0 k ao1 z, when w eh0 n"""
+_CATEGORIES = re.split(r"\n(?=\w)", (HERE / "vocabulary.txt").read_text().strip())
 _WORDS = {
     category: {word: tuple(phones) for word, *phones in map(str.split, entries.split(","))}
-    for category, entries in (line.split(":") for line in re.split(r"\n(?=\w)", VOCABULARY))
+    for category, entries in (line.split(":") for line in _CATEGORIES)
 }
 LEXICON = {word: phones for entries in _WORDS.values() for word, phones in entries.items()}
 SENTENCES = (  # a comma is a pause
@@ -504,14 +442,6 @@ def render(speaker: Speaker, tracks: Tracks, rng: Generator) -> np.ndarray:
     return speech / np.abs(speech).max()
 
 
-def synthesise(speaker: Speaker, words: list[str], rng: Generator) -> tuple[np.ndarray, tuple]:
-    """One utterance: waveform (float64, max |s| = 1) and phones ((start, stop, label), ...) in samples. `words` are of
-    LEXICON (KeyError for any other), "," is a pause."""
-    tracks = articulate(speaker, words, rng)
-    phones = tuple((s.start * MILLISECOND, s.stop * MILLISECOND, s.label) for s in tracks.segments)
-    return render(speaker, tracks, rng), phones
-
-
 def _babble(n: int, rng: Generator) -> np.ndarray:
     """Eight talkers of speech-shaped noise, each modulated at a syllable rate of 3 to 6 Hz."""
     talkers = lfilter([1.0], [1.0, -0.85], lfilter([1.0, -1.0], [1.0, -0.97], rng.standard_normal((8, n))))
@@ -576,7 +506,8 @@ def generate(seed=0, speakers=(32, 8, 8), utterances=10) -> Iterator[Utterance]:
             speaker = _make_speaker(seed, split, number)
             rng = np.random.default_rng([seed, SPLITS.index(split), number, k, 0])
             words = make_sentence(split, rng)
-            waveform, phones = synthesise(speaker, words, rng)
-            samples = np.rint(0.99 * 32767 * waveform).astype(np.int16)
+            tracks = articulate(speaker, words, rng)
+            samples = np.rint(0.99 * 32767 * render(speaker, tracks, rng)).astype(np.int16)
+            phones = tuple((s.start * MILLISECOND, s.stop * MILLISECOND, s.label) for s in tracks.segments)
             text, name = " ".join(word for word in words if word != ","), f"{speaker.name}-{k:02d}"
             yield Utterance(name, speaker.name, split, speaker.sex, samples, text, phones)

@@ -11,9 +11,9 @@ with P from a `Bigram`: a positive `penalty` makes sequences longer.
 import itertools
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 # ---------------------------------------------------------------------------------------------------------- errors
 
@@ -109,8 +109,8 @@ class Bigram:
 # ----------------------------------------------------------------------------------------- phones, a state a few frames
 
 
-def viterbi(log_likelihoods: np.ndarray, bigram: Bigram, weight=1.0, penalty=0.0, minimum=3) -> list[tuple]:
-    """The best sequence of phones, each of `minimum` frames at least: (phone, first frame, the one after its last).
+def viterbi(log_likelihoods: np.ndarray, bigram: Bigram, weight=1.0, penalty=0.0, minimum=3) -> list[int]:
+    """The best sequence of phones, each of `minimum` frames at least.
 
     log_likelihoods: (frames, phones); of a network log p(phone | x) − log p(phone), log p(x | phone) but for a constant
     per frame (Bourlard and Morgan, "Connectionist speech recognition", 1994). A phone is a left-to-right HMM of
@@ -135,9 +135,9 @@ def viterbi(log_likelihoods: np.ndarray, bigram: Bigram, weight=1.0, penalty=0.0
         t = stop - 1
         while stays[t, phone]:
             t -= 1
-        start = t - minimum + 1
-        found.append((phone, start, stop))
-        phone, stop = int(before[start, phone]), start
+        stop = t - minimum + 1
+        found.append(phone)
+        phone = int(before[stop, phone])
     return found[::-1]
 
 
@@ -189,24 +189,13 @@ def ctc_beam(
 # -------------------------------------------------------------------------------------------------------------- words
 
 
-class Links(NamedTuple):
-    """Lists of numbers, one for each of many items: those of item i are targets[first[i] : first[i + 1]]."""
-
-    first: np.ndarray
-    targets: np.ndarray
-
-    @classmethod
-    def of(cls, pairs: Iterable[tuple[int, int]], items: int) -> "Links":
-        """From pairs (item, target)."""
-        origins, targets = np.array(sorted(pairs), np.int64).reshape(-1, 2).T
-        return cls(np.searchsorted(origins, np.arange(items + 1)), targets)
-
-    def follow(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For items (n,): the place in `items` that each link starts from, and its target."""
-        counts = self.first[items + 1] - self.first[items]
-        origins = np.repeat(np.arange(len(items)), counts)
-        within = np.arange(len(origins)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return origins, self.targets[self.first[items][origins] + within]
+def follow(links: csr_array, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All entries in some rows (n,) of a sparse matrix: the place in `rows` of the row of each, and its column."""
+    starts = links.indptr[rows]
+    counts = links.indptr[rows + 1] - starts
+    places = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places, links.indices[starts[places] + within]
 
 
 @dataclass(frozen=True)
@@ -220,8 +209,8 @@ class Lexicon:
     outputs: np.ndarray  # of each state
     repeats: np.ndarray  # whether it may follow itself
     ahead: np.ndarray  # ln P of the most frequent of the words that can still come of it
-    arcs: Links  # from state to state
-    ends: Links  # from state to the words that may end there; `bigram.size`: a silence
+    arcs: csr_array  # (states, states), an entry where one may follow the other
+    ends: csr_array  # (states, words + 1), an entry where a word may end; the last column: a silence
     entries: np.ndarray  # states that a word, or a silence, begins with
     apart: bool  # whether two of the same output need another state between them, as of CTC
 
@@ -265,7 +254,10 @@ class Lexicon:
                 ends.extend((state, bigram.size) for state in here)
                 ahead[here[0] :] = [most] * len(here)
         outputs, repeats = map(np.array, zip(*states, strict=True))
-        links = (Links.of(pairs, len(states)) for pairs in (arcs, ends))
+        links = []
+        for pairs, targets in ((arcs, len(states)), (ends, bigram.size + 1)):
+            rows, columns = np.array(sorted(set(pairs)), np.int64).reshape(-1, 2).T
+            links.append(csr_array((np.ones(len(rows)), (rows, columns)), (len(states), targets)))
         return cls(bigram, outputs, repeats, np.array(ahead), *links, np.array(entries), blank is not None)
 
 
@@ -293,7 +285,7 @@ def decode_words(
     traces, found = [(0, nothing)], []
     begun = np.zeros(len(entries)), entries, np.full(len(entries), nothing), np.zeros(len(entries), int)
     for likelihoods in log_likelihoods:
-        stay, (origin, following) = lexicon.repeats[state], lexicon.arcs.follow(state)
+        stay, (origin, following) = lexicon.repeats[state], follow(lexicon.arcs, state)
         stayed = score[stay], state[stay], history[stay], trace[stay]
         moved = score[origin], following, history[origin], trace[origin]
         score, state, history, trace = map(np.concatenate, zip(stayed, moved, begun, strict=True))
@@ -303,7 +295,7 @@ def decode_words(
             ranked = score[best] + weight * lexicon.ahead[state[best]]
             best = best[np.argpartition(-ranked, tokens)[:tokens]]
         score, state, history, trace = score[best], state[best], history[best], trace[best]
-        origin, word = lexicon.ends.follow(state)
+        origin, word = follow(lexicon.ends, state)
         ended, before, spoken = score[origin], history[origin], word < nothing
         ended[spoken] += weight * bigram.log_probability(before[spoken], word[spoken]) + penalty
         last = np.where(spoken, word, before)

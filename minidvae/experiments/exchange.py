@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ..data import audio
@@ -56,17 +55,13 @@ class Analysed:
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
     """One table, and results.json, wav files and figures in the folder of every run."""
     results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
-    rows = [[title, *cells(r["summary"])] for title, r in zip(report.titles(runs), results, strict=True)]
+    cells = [report.summary_cells(result["summary"], COLUMNS) for result in results]
+    rows = [[title, *row] for title, row in zip(report.titles(runs), cells, strict=True)]
     print(f"\n{report.table(['', *(heading for heading, _ in COLUMNS.values())], rows)}")
     print("\nMean ± standard error over exchanges. First the distance between two reconstructed utterances, then")
     print("from z of one with w of the other to each. Follows w: 0 where that stays with z, 1 where it goes with w.")
     print("Own speaker's w: the distance to z's that a w of another utterance of the same speaker makes.")
     return results
-
-
-def cells(summary: dict) -> list[str]:
-    entries = [(summary[measure], decimals) for measure, (_, decimals) in COLUMNS.items()]
-    return [report.mean_and_error(entry["mean"], entry["standard_error"], decimals) for entry, decimals in entries]
 
 
 @torch.no_grad()
@@ -81,8 +76,8 @@ def evaluate_run(run: Run, options: Options) -> dict:
     for number, pair in enumerate(tqdm(pairs, "exchange", unit="pair", disable=None)):
         a, b = (analyse(run, index, options.seed) for index in pair)
         again_a, again_b = (analyse(run, another(run.test, index), options.seed) for index in pair)
-        latents = [(a, a), (b, b), (a, b), (b, a), (a, again_a), (b, again_b)]
-        own_a, own_b, a_with_b, b_with_a, near_a, near_b = decode(run.model, latents)
+        latents = ((a, a), (b, b), (a, b), (b, a), (a, again_a), (b, again_b))
+        own_a, own_b, a_with_b, b_with_a, near_a, near_b = (decode(run.model, z, w) for z, w in latents)
         a_to_b, b_to_a = (own_a, own_b, a_with_b, near_a), (own_b, own_a, b_with_a, near_b)
         for z, w, again, decoded in ((a, b, again_a, a_to_b), (b, a, again_b, b_to_a)):
             rows.append({"z": z.utterance.name, "w": w.utterance.name} | compare(*decoded, run.stft))
@@ -108,11 +103,9 @@ def another(test: Corpus, index: int) -> int:
     return next(k for k in order if test.utterances[k].speaker == test.utterances[index].speaker)
 
 
-def decode(model: DVAE, latents: list[tuple[Analysed, Analysed]]) -> list[Tensor]:
-    """The log-variances (frames, bins) of the z of one utterance with the w of one, for each such pair."""
-    z = pad_sequence([z.z[0] for z, _ in latents], batch_first=True)
-    decoded = model.decode(z, torch.cat([w.w for _, w in latents])).clamp(*LOG_VARIANCE_RANGE)
-    return [log_variance[: len(z.spectrum)] for log_variance, (z, _) in zip(decoded, latents, strict=True)]
+def decode(model: DVAE, z: Analysed, w: Analysed) -> Tensor:
+    """The log-variance (frames, bins) of the z of one utterance with the w of another."""
+    return model.decode(z.z, w.w)[0].clamp(*LOG_VARIANCE_RANGE)
 
 
 def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, same: Tensor, stft: audio.STFT) -> dict[str, float]:

@@ -13,7 +13,7 @@ real or generated, is scaled to max |s| = 1, as the utterances that recognisers 
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -53,52 +53,19 @@ SHEET = "contact_sheet.png"
 EXACT, GRIFFIN_LIM = "exact phase", "Griffin-Lim"
 PARTS = ("sampling", GRIFFIN_LIM, "features")  # of the time that a clip takes
 
-# On VoiceBank, as printed: LigHT-DVAE paper, Table 3, 10,240 clips. Its features are another network's.
-PUBLISHED = {
-    "vae": {"VAE": (70.92, 0.44)},
-    "dkf": {"DKF": (32.78, 0.28)},
-    "rvae": {"RVAE": (45.75, 0.11)},
-    "srnn": {"SRNN (SS)": (25.28, 0.19), "SRNN (TF)": (25.53, 0.13)},
-    "hit_dvae": {"HiT-DVAE": (22.50, 0.26)},
-    "light_dvae": {"LigHT-DVAE": (29.22, 0.26)},
-}
-PUBLISHED_TEST = {f"test ({EXACT})": (4.11, 0.14), f"test ({GRIFFIN_LIM})": (4.11, 0.15)}
 
-
-class Moments:
-    """Mean and covariance of features that come in batches, in float64 and without holding the features (Chan, Golub
-    & LeVeque, Algorithms for computing the sample variance, 1983)."""
-
-    def __init__(self):
-        self.count, self.mean, self.scatter = 0, 0.0, 0.0
-
-    def add(self, features: np.ndarray) -> None:
-        """features: (n, width)"""
-        features = np.asarray(features, dtype=np.float64)
-        mean = features.mean(0)
-        centred, total, shift = features - mean, self.count + len(features), mean - self.mean
-        self.scatter = self.scatter + centred.T @ centred
-        self.scatter += np.outer(shift, shift) * (self.count * len(features) / total)
-        self.mean = self.mean + shift * (len(features) / total)
-        self.count = total
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """(width, width), unbiased"""
-        return self.scatter / (self.count - 1)
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|μa − μb|² + tr(A + B − 2 (AB)^½), the squared Fréchet distance of two Gaussians (Dowson & Landau 1982). AB has
-    the eigenvalues of A^½ B A^½ = (A^½ B^½)(A^½ B^½)ᵀ, so the trace of its square root is the sum of the singular
-    values of A^½ B^½: covariances without full rank are no special case."""
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|μa − μb|² + tr(A + B − 2 (AB)^½), the squared Fréchet distance of two Gaussians (Dowson & Landau 1982) with the
+    means and covariances of features a (n, width) and b (m, width). AB has the eigenvalues of A^½ B A^½ =
+    (A^½ B^½)(A^½ B^½)ᵀ, so the trace of its square root is the sum of the singular values of A^½ B^½: covariances
+    without full rank are no special case."""
+    covariances = [np.cov(features, rowvar=False, dtype=np.float64) for features in (a, b)]
     roots = []
-    for covariance in (a.covariance, b.covariance):
-        values, vectors = np.linalg.eigh(covariance)
+    for values, vectors in map(np.linalg.eigh, covariances):
         roots.append((vectors * np.sqrt(values.clip(min=0))) @ vectors.T)
     common = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
-    difference = a.mean - b.mean
-    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * common)
+    difference = a.mean(0, dtype=np.float64) - b.mean(0, dtype=np.float64)
+    return float(difference @ difference + sum(map(np.trace, covariances)) - 2 * common)
 
 
 class Recogniser:
@@ -196,27 +163,19 @@ def scaled(waveforms: Tensor) -> Tensor:
     return waveforms / waveforms.abs().amax(-1, keepdim=True).clamp_min(1e-6)
 
 
-def with_phases(power: Callable[[range], Tensor], stft: audio.STFT, seed: int, draw: int, watch: Stopwatch) -> Source:
+def with_phases(power: Tensor, stft: audio.STFT, seed: int, draw: int, numbers: range, watch: Stopwatch) -> Tensor:
     """Clips of this power (n, frames, bins), their phases found by Griffin-Lim. Those it starts from are drawn on the
     device: they are others on a GPU than on a CPU."""
-
-    def clips(numbers: range) -> Tensor:
-        spectra = power(numbers)
-        with watch(GRIFFIN_LIM):
-            noise = noise_of_clips("phases", seed, draw, numbers, spectra.device)
-            return audio.griffin_lim(spectra, stft, length=SAMPLES, generator=noise)
-
-    return clips
+    with watch(GRIFFIN_LIM):
+        noise = noise_of_clips("phases", seed, draw, numbers, power.device)
+        return audio.griffin_lim(power, stft, length=SAMPLES, generator=noise)
 
 
-def generated(run: Run, seed: int, draw: int, watch: Stopwatch) -> Source:
+def generated(run: Run, seed: int, draw: int, watch: Stopwatch, numbers: range) -> Tensor:
     """Clips of a model."""
-
-    def power(numbers: range) -> Tensor:
-        with watch("sampling"):
-            return sample(run, noise_of_clips("latents", seed, draw, numbers))
-
-    return with_phases(power, run.stft, seed, draw, watch)
+    with watch("sampling"):
+        power = sample(run, noise_of_clips("latents", seed, draw, numbers))
+    return with_phases(power, run.stft, seed, draw, numbers, watch)
 
 
 def recorded(corpus: Corpus, count: int, *seed: int, device: torch.device) -> Source:
@@ -226,24 +185,24 @@ def recorded(corpus: Corpus, count: int, *seed: int, device: torch.device) -> So
     return lambda numbers: windows[drawn[numbers.start : numbers.stop]].to(device)
 
 
-def without_phase(source: Source, stft: audio.STFT, seed: int, draw: int, watch: Stopwatch) -> Source:
+def without_phase(source: Source, stft: audio.STFT, seed: int, draw: int, watch: Stopwatch, numbers: range) -> Tensor:
     """The same clips, their phases forgotten and found again by Griffin-Lim."""
-    return with_phases(lambda numbers: stft.analyse(source(numbers)).abs().square(), stft, seed, draw, watch)
+    return with_phases(stft.analyse(source(numbers)).abs().square(), stft, seed, draw, numbers, watch)
 
 
 @torch.no_grad()
-def moments(
-    source: Source, count: int, features: Callable[[Tensor], np.ndarray], batch: int, watch: Stopwatch, progress=int
-) -> Moments:
-    """Of the features (n, width) of clips 0 … count − 1 of a source, of which `batch` are held at once."""
-    result = Moments()
+def features_of(
+    source: Source, count: int, extract: Callable[[Tensor], np.ndarray], batch: int, watch: Stopwatch, progress=int
+) -> np.ndarray:
+    """The features (count, width) of clips 0 … count − 1 of a source, of which `batch` are held at once."""
+    features = []
     for first in range(0, count, batch):
         numbers = range(first, min(first + batch, count))
         clips = scaled(source(numbers))
         with watch("features"):
-            result.add(features(clips))
+            features.append(extract(clips))
         progress(len(numbers))
-    return result
+    return np.concatenate(features)
 
 
 def fit_w(runs: list[Run], seed: int) -> None:
@@ -261,7 +220,7 @@ def fit_w(runs: list[Run], seed: int) -> None:
     print(f"w is drawn from a Gaussian fitted to its posteriors: {', '.join(str(run.folder) for run in with_w)}")
 
 
-def measure(runs: list[Run], features: Callable[[Tensor], np.ndarray], clips: int, repeats: int, seed: int) -> dict:
+def measure(runs: list[Run], extract: Callable[[Tensor], np.ndarray], clips: int, repeats: int, seed: int) -> dict:
     """Fréchet distances from training clips, of runs on one corpus and of clips of the evaluated split with exact phase
     and with Griffin-Lim's (under the STFT of each run), all drawn anew `repeats` times. Returns {title: {"fdsd":
     {"mean", "standard_deviation", "values"}, "clips_per_second": {part: …}}}."""
@@ -274,15 +233,16 @@ def measure(runs: list[Run], features: Callable[[Tensor], np.ndarray], clips: in
     with tqdm(total=total, desc="generation", unit="clip", disable=None) as bar:
         for draw in range(repeats):
             reference = recorded(train, clips, seed, draw, 0, device=device)
-            reference = moments(reference, clips, features, batch, Stopwatch(device), bar.update)
+            reference = features_of(reference, clips, extract, batch, Stopwatch(device), bar.update)
             spoken = recorded(test, clips, seed, draw, 1, device=device)
-            sources = {str(run.folder): generated(run, seed, draw, watches[str(run.folder)]) for run in runs}
+            titles = {str(run.folder): run for run in runs}
+            sources = {title: partial(generated, run, seed, draw, watches[title]) for title, run in titles.items()}
             sources[f"{split} ({EXACT})"] = spoken
             for stft, window in windows.items():
                 title = f"{split} ({GRIFFIN_LIM}{window})"
-                sources[title] = without_phase(spoken, stft, seed, draw, watches[title])
+                sources[title] = partial(without_phase, spoken, stft, seed, draw, watches[title])
             for title, source in sources.items():
-                found = moments(source, clips, features, batch, watches[title], bar.update)
+                found = features_of(source, clips, extract, batch, watches[title], bar.update)
                 distances[title].append(frechet_distance(found, reference))
     rows = {}
     for title, values in distances.items():
@@ -302,23 +262,23 @@ def keep_examples(runs: list[Run], seed: int) -> None:
     for run in runs:
         power = sample(run, noise_of_clips("latents", seed, 0, numbers))
         rows.append((run.folder.resolve().name, power.cpu().numpy(), run.stft))
-        made, phaseless = generated(run, seed, 0, watch), without_phase(spoken, run.stft, seed, 0, watch)
-        for name, source in {"sample": made, split: spoken, f"{split}-griffin-lim": phaseless}.items():
-            for number, clip in enumerate(scaled(source(numbers)).cpu().numpy()):
+        made = {"sample": with_phases(power, run.stft, seed, 0, numbers, watch), split: spoken(numbers)}
+        made[f"{split}-griffin-lim"] = without_phase(spoken, run.stft, seed, 0, watch, numbers)
+        for name, clips in made.items():
+            for number, clip in enumerate(scaled(clips).cpu().numpy()):
                 audio.write(run.target / f"{name}-{number}.wav", clip)
     for run in runs:
         figures.contact_sheet(rows, run.target / SHEET)
 
 
-def table(rows: dict[str, dict], published: dict[str, tuple[float, float]] | None = None) -> str:
-    """Distance and clips per second by title, then published distances."""
+def table(rows: dict[str, dict], published: Sequence[tuple[str, str]] = ()) -> str:
+    """Distance and clips per second by title, then published distances, (title, distance) each."""
     lines = [["", "FDSD", *PARTS]]
     for title, row in rows.items():
         rates = [row["clips_per_second"].get(part) for part in PARTS]
         rates = ["" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates]
         lines.append([title, report.mean_and_error(row["fdsd"]["mean"], row["fdsd"]["standard_deviation"], 2), *rates])
-    for title, pair in (published or {}).items():
-        lines.append([f"{title} (paper)", report.mean_and_error(*pair, 2), "", "", ""])
+    lines += [[f"{title} (paper)", distance, "", "", ""] for title, distance in published]
     return report.table(["", "", "clips per second:", "", ""], lines)
 
 
@@ -341,12 +301,9 @@ def evaluate(runs: list[Run], options: Options) -> list[dict]:
     recogniser = recogniser_of(options, runs[0].device)
     if options.w == "posterior":
         fit_w(runs, options.seed)
-    if recogniser is not None:
-        print(recogniser.describe())
-    results = evaluate_corpus(runs, options, recogniser)
-    if recogniser is None:
-        print("For the distance to real speech: --recogniser RUN, a run of train.py --model deepspeech2")
-    return results
+    ask = "For the distance to real speech: --recogniser RUN, a run of train.py --model deepspeech2"
+    print(recogniser.describe() if recogniser else ask)
+    return evaluate_corpus(runs, options, recogniser)
 
 
 @report.by_corpus
@@ -360,10 +317,8 @@ def evaluate_corpus(runs: list[Run], options: Options, recogniser: Recogniser | 
         clips, repeats = options.clips or clips, options.repeats or repeats
         print(counts(runs[0], clips, repeats, recogniser.about["features"]))
         rows = measure(runs, recogniser, clips, repeats, options.seed)
-        published = {}
-        if report.published_layout(runs, options) == "VoiceBank":
-            published = {title: pair for run in runs for title, pair in PUBLISHED.get(run.name, {}).items()}
-            published |= PUBLISHED_TEST
+        layout, models = report.published_layout(runs, options), {"", *(run.name for run in runs)}
+        published = [row for model, *row in report.published("generation", layout) if model in models]
         print(f"\n{table(rows, published)}\n")
         if published:
             print("(paper): the features of another network; compare the order, not the values.")
@@ -385,11 +340,9 @@ def counts(run: Run, clips: int, repeats: int, features: int) -> str:
         parts[-1] += ", so clips overlap" if clips > len(windows) else ""
         parts[-1] += f" ({windows.skipped:,} of {len(corpus):,} utterances are too short)" if windows.skipped else ""
     drawn = f"drawn {repeats} times: mean ± standard deviation" if repeats > 1 else "drawn once"
-    few = (
-        f"\n{clips:,} clips have no covariance of full rank in {features:,} features, and distances come out much too "
-    )
-    few += f"large: take more than --clips {features}."
-    return (
-        f"{run.data}: {clips:,} clips of {SECONDS} s on each side (10,240 in the paper), {drawn}.\n"
-        f"Real clips are cut at random places: {'; '.join(parts)}.{few if clips <= features else ''}"
-    )
+    text = f"{run.data}: {clips:,} clips of {SECONDS} s on each side (10,240 in the paper), {drawn}.\n"
+    text += f"Real clips are cut at random places: {'; '.join(parts)}."
+    if clips <= features:
+        text += f"\n{clips:,} clips have no covariance of full rank in {features:,} features, and distances come out "
+        text += f"much too large: take more than --clips {features}."
+    return text

@@ -5,9 +5,9 @@ moved within one low-dimensional subspace by a vector w that belongs to the utte
 
     p(x_t | w) = Σ_c ω_c N(x_t; μ_c + T_c w, Σ_c),    w ~ N(0, I);    the i-vector is E[w | x_{1:T}].
 
-    background, trace = train_background(train)                        # ω_c, μ_c, Σ_c
+    background = train_background(train)                               # ω_c, μ_c, Σ_c
     statistics = collect_statistics(background, train)                 # of Baum and Welch
-    loading, trace = train_total_variability(statistics, dimension=100)
+    loading = train_total_variability(statistics, dimension=100)       # T_c
     vectors = extract(loading, collect_statistics(background, test))   # (utterances, 100)
 """
 
@@ -99,10 +99,6 @@ class GaussianMixture:
         return joint.sub_(evidence).exp_(), evidence
 
 
-def _chunks(frames: Tensor) -> tuple[Tensor, ...]:
-    return frames.split(CHUNKS[frames.device.type])
-
-
 def _k_means(frames: Tensor, components: int, generator: torch.Generator) -> GaussianMixture:
     """Ten rounds of k-means on frames (n, d) of zero mean and unit covariance, from frames drawn at random. Every
     component gets the average covariance within the clusters."""
@@ -110,7 +106,7 @@ def _k_means(frames: Tensor, components: int, generator: torch.Generator) -> Gau
     centres = frames[torch.randperm(n, generator=generator)[:components].to(frames.device)]
     for _ in tqdm(range(10), desc="k-means", disable=None):
         sums = centres.new_zeros(components, d + 1)
-        for chunk in _chunks(frames):
+        for chunk in frames.split(CHUNKS[frames.device.type]):
             nearest = (chunk @ centres.T - centres.square().sum(1) / 2).argmax(1)
             sums.index_add_(0, nearest, torch.cat([chunk, torch.ones_like(chunk[:, :1])], dim=1))
         centres = torch.where(sums[:, -1:] > 0, sums[:, :-1] / sums[:, -1:].clamp(min=1), centres)
@@ -127,42 +123,37 @@ def _floored(covariance: Tensor) -> Tensor:
 
 def fit_mixture(
     frames: Tensor, components: int, iterations: int = 10, tolerance: float = 1e-3, seed: int = 0
-) -> tuple[GaussianMixture, list[float]]:
+) -> GaussianMixture:
     """A mixture of full-covariance Gaussians for frames (n, d), by expectation-maximisation from k-means, until an
-    iteration gains less than `tolerance` per frame. Returns the mixture, and the mean of ln p(x) before each iteration
-    and at the end, which never falls."""
+    iteration has gained less than `tolerance` in the mean of ln p(x)."""
     frames = frames.double()
-    mean = frames.mean(0)
+    mean, d, before = frames.mean(0), frames.shape[1], -math.inf
     lower = torch.linalg.cholesky((frames - mean).T @ (frames - mean) / len(frames))
     frames = torch.linalg.solve_triangular(lower, (frames - mean).T, upper=False).T.float()
-    log_volume = float(lower.diagonal().log().sum())
     mixture = _k_means(frames, components, torch.Generator().manual_seed(seed))
-    d, trace = frames.shape[1], []
-    for iteration in tqdm(range(iterations + 1), desc=f"{components} Gaussians", unit=" iterations", disable=None):
+    for _ in tqdm(range(iterations), desc=f"{components} Gaussians", unit=" iterations", disable=None):
         moments, total = 0, 0
-        for chunk in _chunks(frames):
+        for chunk in frames.split(CHUNKS[frames.device.type]):
             monomials = _monomials(chunk)
             responsibilities, evidence = mixture.responsibilities(monomials)
             moments = moments + responsibilities @ monomials.T
             total = total + evidence.sum()
-        trace.append(float(total) / len(frames) - log_volume)
-        if iteration == iterations or (iteration and trace[-1] - trace[-2] < tolerance):
+        if (now := float(total) / len(frames)) - before < tolerance:
             break
-        counts, alive = moments[:, -1], moments[:, -1] > 1e-6
+        before, counts, alive = now, moments[:, -1], moments[:, -1] > 1e-6
         second, means = (moments / counts[:, None]).tensor_split([-d - 1], dim=1)
         means = torch.where(alive[:, None], means[:, :-1], mixture.means)
         covariances = _unpack(second, d) - means[:, :, None] * means[:, None]
         covariances = torch.where(alive[:, None, None], covariances, mixture.covariances)
         mixture = GaussianMixture(counts / len(frames), means, _floored(covariances))
-    means, covariances = mean + mixture.means @ lower.T, lower @ mixture.covariances @ lower.T
-    return GaussianMixture(mixture.weights, means, covariances), trace
+    return GaussianMixture(mixture.weights, mean + mixture.means @ lower.T, lower @ mixture.covariances @ lower.T)
 
 
 def train_background(
     train: Corpus, components: int = 2048, seed: int = 0, device: torch.device | str = "cpu"
-) -> tuple[GaussianMixture, list[float]]:
-    """The universal background model of a corpus, and its trace as `fit_mixture` gives it. `components` is halved until
-    there are FRAMES_PER_COMPONENT frames for each. CorpusError where not even one component has so many."""
+) -> GaussianMixture:
+    """The universal background model of a corpus. `components` is halved until there are FRAMES_PER_COMPONENT frames
+    for each. CorpusError where not even one component has so many."""
     frames = torch.cat(list(features_of(train, "background", device)))
     if len(frames) < FRAMES_PER_COMPONENT:
         seconds = f"{len(frames) / 100:.0f} s of speech in its training split"
@@ -175,24 +166,12 @@ def train_background(
     return fit_mixture(frames, components, seed=seed)
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Of Baum and Welch, for each utterance, on the CPU: with γ_tc = p(c | x_t) and Σ_c = L_c L_cᵀ,
+def statistics_of(mixture: GaussianMixture, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The statistics of Baum and Welch of one utterance's frames (n, d): with γ_tc = p(c | x_t) and Σ_c = L_c L_cᵀ,
 
-    counts (utterances, components) = Σ_t γ_tc,    sums (utterances, components, d) = Σ_t γ_tc L_c⁻¹ (x_t − μ_c)."""
-
-    counts: Tensor
-    sums: Tensor
-
-    def blocks(self, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        for block in zip(self.counts.split(BLOCK), self.sums.split(BLOCK), strict=True):
-            yield tuple(part.to(device, torch.float64) for part in block)
-
-
-def utterance_statistics(mixture: GaussianMixture, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames (n, d) of one utterance → counts (components,) and sums (components, d) as in Statistics."""
+    counts (components,) = Σ_t γ_tc,    sums (components, d) = Σ_t γ_tc L_c⁻¹ (x_t − μ_c)."""
     counts, sums = 0, 0
-    for chunk in _chunks(frames):
+    for chunk in frames.split(CHUNKS[frames.device.type]):
         responsibilities, _ = mixture.responsibilities(_monomials(chunk))
         counts = counts + responsibilities.sum(1)
         sums = sums + responsibilities @ chunk.double()
@@ -200,32 +179,38 @@ def utterance_statistics(mixture: GaussianMixture, frames: Tensor) -> tuple[Tens
     return counts, torch.linalg.solve_triangular(mixture.cholesky, deviations[..., None], upper=False)[..., 0]
 
 
+Statistics = tuple[Tensor, Tensor]  # counts (utterances, components) and sums (utterances, components, d) on the CPU
+
+
 def collect_statistics(mixture: GaussianMixture, corpus: Corpus) -> Statistics:
     """The statistics of every utterance: 4·components·(d + 1) bytes each. An utterance without speech has zeros."""
     (components, d), device = mixture.means.shape, mixture.means.device
     counts, sums = torch.empty(len(corpus), components), torch.empty(len(corpus), components, d)
     for index, frames in enumerate(features_of(corpus, "statistics", device)):
-        counts[index], sums[index] = utterance_statistics(mixture, frames)
-    return Statistics(counts, sums)
+        counts[index], sums[index] = statistics_of(mixture, frames)
+    return counts, sums
 
 
-def posterior(loading: Tensor, counts: Tensor, sums: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def blocks(statistics: Statistics, device: torch.device | str) -> Iterator[Statistics]:
+    """Some utterances at a time, in float64 on the device."""
+    for block in zip(*(part.split(BLOCK) for part in statistics), strict=True):
+        yield tuple(part.to(device, torch.float64) for part in block)
+
+
+def posterior(loading: Tensor, counts: Tensor, sums: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """p(w | statistics) of a block of utterances.
 
     loading: L_c⁻¹ T_c, (components, d, dimension); gram: `_gram(loading)`; counts and sums as in Statistics. Returns
-    means (utterances, dimension), covariances (utterances, dimension, dimension), and for each utterance ln p of its
-    sums under T minus that under T = 0:
+    means (utterances, dimension) and covariances (utterances, dimension, dimension):
 
-        Cov = (I + Σ_c n_c T_cᵀΣ_c⁻¹T_c)⁻¹,    mean = Cov·b,    b = Σ_c T_cᵀΣ_c⁻¹f_c,    ½ bᵀ Cov b + ½ ln |Cov|.
+        Cov = (I + Σ_c n_c T_cᵀΣ_c⁻¹T_c)⁻¹,    mean = Cov·b,    b = Σ_c T_cᵀΣ_c⁻¹f_c.
 
     Dehak et al. 2011, eq. 4; Kenny, Boulianne & Dumouchel, Eigenvoice modeling with sparse training data, 2005.
     """
     dimension = loading.shape[2]
     lower = torch.linalg.cholesky(_unpack(counts @ gram, dimension) + torch.eye(dimension).to(gram))
     linear = sums.flatten(1) @ loading.flatten(0, 1)
-    mean = torch.cholesky_solve(linear[..., None], lower)[..., 0]
-    gain = (linear * mean).sum(1) / 2 - lower.diagonal(dim1=1, dim2=2).log().sum(1)
-    return mean, torch.cholesky_inverse(lower), gain
+    return torch.cholesky_solve(linear[..., None], lower)[..., 0], torch.cholesky_inverse(lower)
 
 
 def _gram(loading: Tensor) -> Tensor:
@@ -235,35 +220,29 @@ def _gram(loading: Tensor) -> Tensor:
 
 def train_total_variability(
     statistics: Statistics, dimension: int, iterations: int = 10, seed: int = 0, device: torch.device | str = "cpu"
-) -> tuple[Tensor, list[float]]:
+) -> Tensor:
     """The total variability matrix by expectation-maximisation, from a random start. Each iteration ends with a change
     of coordinates that makes the average second moment of w the identity (minimum divergence; Kenny, Bayesian speaker
-    verification with heavy-tailed priors, 2010). Returns the loading L_c⁻¹ T_c (components, d, dimension), and the mean
-    over utterances of ln p(sums) minus that under T = 0, before each iteration and at the end, which never falls."""
-    (utterances, components), d = statistics.counts.shape, statistics.sums.shape[2]
+    verification with heavy-tailed priors, 2010). Returns the loading L_c⁻¹ T_c (components, d, dimension)."""
+    utterances, components, d = statistics[1].shape
     start = torch.randn(components, d, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    loading, trace = 0.1 * start.to(device), []
-    present = (statistics.counts.sum(0) > 1e-3).to(device)
-    for iteration in tqdm(range(iterations + 1), desc=f"i-vectors {dimension}", unit=" iterations", disable=None):
-        gram, average, second, first, total = _gram(loading), 0, 0, 0, 0
-        for counts, sums in statistics.blocks(device):
-            mean, covariance, gain = posterior(loading, counts, sums, gram)
+    loading, present = 0.1 * start.to(device), (statistics[0].sum(0) > 1e-3).to(device)
+    for _ in tqdm(range(iterations), desc=f"i-vectors {dimension}", unit=" iterations", disable=None):
+        gram, average, second, first = _gram(loading), 0, 0, 0
+        for counts, sums in blocks(statistics, device):
+            mean, covariance = posterior(loading, counts, sums, gram)
             moments = _pack(covariance + mean[:, :, None] * mean[:, None])
             second = second + counts.T @ moments
             first = first + mean.T @ sums.flatten(1)
             average = average + moments.sum(0)
-            total += float(gain.sum())
-        trace.append(total / utterances)
-        if iteration == iterations:
-            return loading, trace
         first = first.unflatten(1, (components, d)).permute(1, 0, 2)
         loading = loading.clone()
         loading[present] = torch.linalg.solve(_unpack(second[present], dimension), first[present]).mT
         loading = loading @ torch.linalg.cholesky(_unpack(average / utterances, dimension))
+    return loading
 
 
 def extract(loading: Tensor, statistics: Statistics) -> Tensor:
     """The i-vectors (utterances, dimension), on the CPU."""
     gram = _gram(loading)
-    blocks = [posterior(loading, counts, sums, gram)[0].cpu() for counts, sums in statistics.blocks(loading.device)]
-    return torch.cat(blocks)
+    return torch.cat([posterior(loading, *block, gram)[0].cpu() for block in blocks(statistics, loading.device)])

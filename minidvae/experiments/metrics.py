@@ -21,6 +21,7 @@ from multiprocessing import get_context, parent_process
 import numpy as np
 import pesq as itu_p862
 import pystoi
+from scipy.optimize import isotonic_regression
 
 SAMPLE_RATE = 16_000
 PESQ_LIMIT = 20 * SAMPLE_RATE
@@ -44,11 +45,11 @@ def best_gain(estimate: np.ndarray, reference: np.ndarray) -> float:
     return float(estimate @ reference / energy) if energy > 0 else 0.0
 
 
-def rmse(estimate: np.ndarray, reference: np.ndarray, scale: bool = True) -> float:
-    """√mean (x̂ − x)², x̂ scaled by its best gain first (as in the published figures) or as it is."""
+def rmse(estimate: np.ndarray, reference: np.ndarray) -> float:
+    """√mean (x̂ − x)², x̂ scaled by its best gain first, as in the published figures."""
     estimate, reference = _pair(estimate, reference)
-    gain = best_gain(estimate, reference) if scale else 1.0
-    return float(np.sqrt(np.mean(np.square(gain * estimate - reference)))) if len(reference) else np.nan
+    error = best_gain(estimate, reference) * estimate - reference
+    return float(np.sqrt(np.mean(np.square(error)))) if len(reference) else np.nan
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
@@ -102,7 +103,6 @@ def resynthesis_metrics(reference: np.ndarray, estimate: np.ndarray) -> dict[str
     raw, lqo = pesq(estimate, reference)
     return {
         "rmse": rmse(estimate, reference),
-        "rmse_unscaled": rmse(estimate, reference, scale=False),
         "si_sdr": si_sdr(estimate, reference),
         "pesq": raw,
         "pesq_lqo": lqo,
@@ -112,16 +112,10 @@ def resynthesis_metrics(reference: np.ndarray, estimate: np.ndarray) -> dict[str
 
 
 def enhancement_metrics(clean: np.ndarray, noisy: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
-    """What enhancement is measured by; si_sdr_gain: over the noisy recording's. The three PESQs are never mixed."""
-    raw, lqo = pesq(estimate, clean)
-    return {
-        "si_sdr": si_sdr(estimate, clean),
-        "si_sdr_gain": si_sdr(estimate, clean) - si_sdr(noisy, clean),
-        "pesq": raw,
-        "pesq_lqo": lqo,
-        "pesq_wb": pesq(estimate, clean, "wb")[1],
-        "estoi": stoi(estimate, clean, extended=True),
-    }
+    """`resynthesis_metrics`, the gain of SI-SDR over the noisy recording's, and wide-band PESQ, never to be mixed with
+    the other two."""
+    row = resynthesis_metrics(clean, estimate)
+    return row | {"si_sdr_gain": row["si_sdr"] - si_sdr(noisy, clean), "pesq_wb": pesq(estimate, clean, "wb")[1]}
 
 
 def metrics_of(
@@ -178,72 +172,46 @@ def summary(rows: Iterable[dict[str, float]]) -> dict[str, dict[str, float]]:
 class DetectionErrors:
     """Errors of a detector that accepts scores at or above a threshold, at every threshold that matters. misses,
     false_alarms: whole numbers (thresholds,), from the threshold that accepts everything to the one that rejects
-    everything. targets, nontargets: how many scores of each kind there are. lead: (rate of false alarms − rate of
-    misses) · targets · nontargets, which only falls."""
+    everything. targets, nontargets: how many scores of each kind there are."""
 
     misses: np.ndarray
     false_alarms: np.ndarray
-
-    def __post_init__(self):
-        if not self.targets or not self.nontargets:
-            raise ValueError(f"{self.targets} target and {self.nontargets} nontarget scores: expected some of both")
 
     targets = property(lambda self: int(self.misses[-1]))
     nontargets = property(lambda self: int(self.false_alarms[0]))
     miss_rates = property(lambda self: self.misses / self.targets)
     false_alarm_rates = property(lambda self: self.false_alarms / self.nontargets)
-    lead = property(lambda self: self.false_alarms * self.targets - self.misses * self.nontargets)
 
 
 def detection_errors(target: np.ndarray, nontarget: np.ndarray) -> DetectionErrors:
     """From the scores of target trials (n,) and of nontarget trials (m,). Equal scores are accepted together.
     ValueError where there are none of one kind, or a score is not a number."""
-    scores = np.concatenate([target, nontarget])
-    if np.isnan(scores).any():
+    if not len(target) or not len(nontarget):
+        raise ValueError(f"{len(target)} target and {len(nontarget)} nontarget scores: expected some of both")
+    thresholds = np.unique(np.concatenate([target, nontarget]))
+    if np.isnan(thresholds[-1]):
         raise ValueError("a score is not a number")
-    values, places = np.unique(scores, return_inverse=True)
-    counts = (np.bincount(part, minlength=len(values)) for part in np.split(places, [len(target)]))
-    return detection_errors_of_histogram(*counts)
-
-
-def detection_errors_of_histogram(target: np.ndarray, nontarget: np.ndarray) -> DetectionErrors:
-    """From the counts (bins,) of target and nontarget scores in the same bins, the lowest scores first. What falls into
-    one bin is accepted together. ValueError where there are no scores of one kind."""
-    occupied = (target + nontarget) > 0
-    misses, rejected = (np.append(0, np.cumsum(counts[occupied], dtype=np.int64)) for counts in (target, nontarget))
-    return DetectionErrors(misses, rejected[-1] - rejected)
-
-
-def _equal_rates(errors: DetectionErrors, low: int, high: int) -> float:
-    """Where the line between two operating points has as large a rate of misses as of false alarms."""
-    misses = errors.miss_rates[[low, high]]
-    before, after = errors.false_alarm_rates[[low, high]] - misses
-    share = before / (before - after) if before != after else 0.0
-    return float(misses[0] + share * (misses[1] - misses[0]))
+    misses, rejected = (np.searchsorted(np.sort(part), thresholds) for part in (target, nontarget))
+    return DetectionErrors(np.append(misses, len(target)), len(nontarget) - np.append(rejected, len(nontarget)))
 
 
 def eer_crossing(errors: DetectionErrors) -> float:
     """Equal error rate, 0 to 1: where straight lines through all operating points have equal rates."""
-    low = np.flatnonzero(errors.lead >= 0)[-1]
-    return _equal_rates(errors, low, low + 1)
+    misses = errors.miss_rates
+    lead = errors.false_alarms * errors.targets - errors.misses * errors.nontargets  # whole numbers, which only fall
+    low = np.flatnonzero(lead >= 0)[-1]
+    share = lead[low] / (lead[low] - lead[low + 1])
+    return float(misses[low] + share * (misses[low + 1] - misses[low]))
 
 
 def eer(errors: DetectionErrors) -> float:
-    """Equal error rate, 0 to 0.5: where the lower convex hull of the operating points has equal rates.
-
-    Brümmer & de Villiers, The BOSARIS toolkit: theory, algorithms and code for surviving the new DCF, 2013. The hull is
-    the best that choosing between thresholds at random can reach. Only its edge that crosses the diagonal is looked
-    for, in whole numbers: of two hull points on either side of the diagonal, the one on its side is replaced by the
-    point farthest below the line through them, until there is none."""
-    lead, low, high = errors.lead, 0, len(errors.misses) - 1
-    while True:
-        rise = errors.misses[high] - errors.misses[low]
-        fall = errors.false_alarms[low] - errors.false_alarms[high]
-        height = errors.misses * fall + errors.false_alarms * rise
-        lowest = int(height.argmin())
-        if height[lowest] == height[low]:
-            return _equal_rates(errors, low, high)
-        low, high = (lowest, high) if lead[lowest] >= 0 else (low, lowest)
+    """Equal error rate, 0 to 0.5: where the lower convex hull of the operating points has equal rates. The hull is the
+    best that choosing between thresholds at random can reach. Its corners are where the isotonic regression of "is a
+    target" on the score steps up (Brümmer & de Villiers, The BOSARIS toolkit: theory, algorithms and code for surviving
+    the new DCF, 2013)."""
+    targets, nontargets = np.diff(errors.misses), -np.diff(errors.false_alarms)
+    corners = isotonic_regression(targets / (targets + nontargets), weights=targets + nontargets).blocks
+    return eer_crossing(DetectionErrors(errors.misses[corners], errors.false_alarms[corners]))
 
 
 def min_dcf(errors: DetectionErrors, target_prior: float = 0.01) -> float:

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import audio, synthetic
+from ..data import audio
 from ..data.corpus import Corpus, Utterance, built_in_speakers
 from .runs import Run, Speech, encode
 
 UTTERANCES = 640  # of the training split, at most, spread over it
-UNDER_CONDITIONS = 160  # of either split, at most, each under every condition
 FRAMES = 20_000  # of the training split, for the phones of frames
 CONTEXT = (-3, 0, 3)  # the frames that tell the phone of frame 0
 PENALTY = {"latents": 1e-3, "features": 1e-2}  # on the squared weights of standardised inputs
@@ -65,11 +64,6 @@ def classify(x: Tensor, labels: np.ndarray, penalty: float) -> Callable[[Tensor]
 
 def accuracy(found: np.ndarray, labels: np.ndarray) -> float:
     return float((found == labels).mean())
-
-
-def chance(labels: np.ndarray) -> float:
-    """The accuracy of always naming the most frequent class."""
-    return max(Counter(labels).values()) / len(labels)
 
 
 def r_squared(found: Tensor, y: Tensor) -> float:
@@ -146,16 +140,6 @@ def observe(run: Run, corpus: Corpus, what: str, keep: int = 0) -> list[Encoded]
     return encoded
 
 
-def under_conditions(run: Run, corpus: Corpus, seed: int) -> list[tuple[str, Tensor, Tensor]]:
-    """(condition, μ1, μ2) of utterances under every condition, laid over them."""
-    corpus, rows = corpus.spread(UNDER_CONDITIONS), []
-    for index in tqdm(range(len(corpus)), "conditions", unit=" utterances", leave=False, disable=None):
-        for condition in synthetic.CONDITIONS:
-            speech = encode(run, corpus, index, condition, seed)
-            rows.append((condition, speech.mu1.cpu(), speech.mu2.cpu()))
-    return rows
-
-
 Labelled = list[tuple[str | float, Tensor, Tensor]]  # label, z1 or μ1, z2 or μ2
 
 
@@ -170,7 +154,8 @@ def per_utterance(encoded: Iterable[Encoded], label: Callable[[Encoded], str | f
 
 def probe(train: Labelled, test: Labelled) -> dict | None:
     """How well a linear probe of z1 (μ1) and one of z2 (μ2) does: {"measure", "chance", "z1", "z2", "train", "test"},
-    of classes the accuracy, of numbers R². None where there is nothing to tell apart."""
+    of classes the accuracy, beside that of always naming the most frequent one, of numbers R². None where there is
+    nothing to tell apart."""
     if min(len({label for label, *_ in rows}) for rows in (train, test)) < 2:
         return None
     labels, *inputs = zip(*train, strict=True)
@@ -178,7 +163,7 @@ def probe(train: Labelled, test: Labelled) -> dict | None:
     result = {"train": len(train), "test": len(test)}
     if isinstance(labels[0], str):
         labels, test_labels = np.array(labels), np.array(test_labels)
-        result |= {"measure": "accuracy", "chance": chance(test_labels)}
+        result |= {"measure": "accuracy", "chance": max(Counter(test_labels).values()) / len(test_labels)}
         fit, score = classify, accuracy
     else:
         labels, test_labels = torch.tensor(labels), torch.tensor(test_labels)
@@ -207,53 +192,47 @@ def crossed(first: Labelled, second: Labelled) -> dict | None:
     return found[0] | {name: (found[0][name] + found[1][name]) / 2 for name in ("chance", "z1", "z2")}
 
 
-def probes(run: Run, train: list[Encoded], test: list[Encoded], corpus: Corpus, seed: int) -> dict[str, dict | None]:
-    """Every probe by its column of the table; None where the corpus cannot tell. `corpus`: the utterances of `train`;
-    conditions are laid over them, and over those of the run's test, where they have none of their own."""
-    conditions = [per_utterance(e, lambda e: e.utterance.condition) for e in (train, test)]
-    if min(len({label for label, *_ in rows}) for rows in conditions) < 2:
-        conditions = [under_conditions(run, c, seed) for c in (corpus, run.test)]
+def probes(train: list[Encoded], test: list[Encoded]) -> dict[str, dict | None]:
+    """Every probe by its column of the table; None where the corpus cannot tell."""
     return {
         "phone": probe(*(per_segment(e, lambda e: e.phones) for e in (train, test))),
         "speaker": crossed(*(per_segment(e, lambda e: [e.utterance.speaker] * len(e.z1)) for e in halves(test))),
         "speaker μ": crossed(*(per_utterance(e, lambda e: e.utterance.speaker) for e in halves(test))),
         "sex μ": probe(*(per_utterance(e, lambda e: e.utterance.sex) for e in (train, test))),
-        "condition μ": probe(*conditions),
+        "condition μ": probe(*(per_utterance(e, lambda e: e.utterance.condition) for e in (train, test))),
         "F0 μ": probe(*(per_utterance(e, lambda e: e.log_f0) for e in (train, test))),
         "tract μ": probe(*(per_utterance(e, lambda e: e.tract) for e in (train, test))),
     }
 
 
-@dataclass
-class Instruments:
-    """What is read off features (frames, bins), real or decoded; made from the training split. F0: of log-magnitude
-    features the median pitch, of filter banks a ridge regression on the average frame with speech. Vocal-tract length:
-    such a regression. Phones: a linear classifier of frames with their context."""
+Measure = Callable[[Run, Speech, Tensor], dict[str, float]]
 
-    f0: Callable[[Tensor], Tensor | float]
-    tract: Callable[[Tensor], Tensor | float]
-    phones: Callable[[Tensor], np.ndarray] | None
 
-    @classmethod
-    def fit(cls, run: Run, train: list[Encoded]) -> "Instruments":
-        def regression(name: str) -> Callable[[Tensor], Tensor | float]:
-            known = [e for e in train if not math.isnan(getattr(e, name))]
-            values = torch.tensor([getattr(e, name) for e in known])
-            if len(values.unique()) < 2:
-                return lambda average: math.nan
-            return regress(torch.stack([e.average for e in known]), values, PENALTY["features"])
+def fit_instruments(train: list[Encoded]) -> Measure:
+    """What is read off features, made from the training split: the function of an utterance and its own or decoded
+    features (frames, bins) that returns ln F0 ("log_f0"), vocal-tract length in cm ("tract") and the share of frames
+    whose phone is recognised ("phones"); nan where it cannot be told. F0: of log-magnitude features the median pitch,
+    of filter banks a ridge regression on the average frame with speech. Vocal-tract length: such a regression. Phones:
+    a linear classifier of frames with their context."""
 
-        frames, labels = torch.cat([e.frames for e in train]), np.concatenate([e.frame_phones for e in train])
-        phones = classify(frames, labels, PENALTY["features"]) if len(set(labels)) > 1 else None
-        return cls(regression("log_f0"), regression("tract"), phones)
+    def regression(name: str) -> Callable[[Tensor], Tensor | float]:
+        known = [e for e in train if not math.isnan(getattr(e, name))]
+        values = torch.tensor([getattr(e, name) for e in known])
+        if len(values.unique()) < 2:
+            return lambda average: math.nan
+        return regress(torch.stack([e.average for e in known]), values, PENALTY["features"])
 
-    def measure(self, run: Run, speech: Speech, features: Tensor) -> dict[str, float]:
-        """ln F0, vocal-tract length in cm, and the share of frames whose phone is recognised, of an utterance's own or
-        of decoded features (frames, bins); nan where it cannot be told."""
+    frames, labels = torch.cat([e.frames for e in train]), np.concatenate([e.frame_phones for e in train])
+    recognise = classify(frames, labels, PENALTY["features"]) if len(set(labels)) > 1 else None
+    f0, tract = regression("log_f0"), regression("tract")
+
+    def measure(run: Run, speech: Speech, features: Tensor) -> dict[str, float]:
         scaled, phones, voiced = frames_of(run, speech, features)
         average, labelled, share = scaled[voiced].mean(0), phones != "", math.nan
-        if self.phones and labelled.any():
-            share = accuracy(self.phones(with_context(scaled)[labelled]), phones[labelled])
+        if recognise and labelled.any():
+            share = accuracy(recognise(with_context(scaled)[labelled]), phones[labelled])
         pitch_is_visible = run.recipe.features == "log_magnitude"
-        log_f0 = median_log_f0(features.cpu(), voiced) if pitch_is_visible else float(self.f0(average))
-        return {"phones": share, "log_f0": log_f0, "tract": float(self.tract(average))}
+        log_f0 = median_log_f0(features.cpu(), voiced) if pitch_is_visible else float(f0(average))
+        return {"phones": share, "log_f0": log_f0, "tract": float(tract(average))}
+
+    return measure

@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from ..data import synthetic
 from ..data.corpus import CONDITIONS_OF, Corpus, CorpusError, Utterance, load_corpus
+from ..data.layouts import read_text
 from ..files import write_text
 from ..models.parameters import CheckpointError
 from ..training.checkpoint import load_run
 from ..training.features import utterance_features
+from ..training.segments import of_domain
 from ..training.settings import DOMAINS, Recipe, SettingError
-from ..training.utterances import in_domain, members, transcript
+from ..training.utterances import in_domain, transcript
 from . import report
 from .decoding import Bigram, Errors, Lexicon, align, ctc_beam, decode_words, fold, viterbi
 from .runs import Options, Run
@@ -44,31 +46,6 @@ CTC_GRID = tuple(itertools.product((0.0, 0.4, 0.8, 1.2), (0.0, 1.0, 2.0)))
 WORDS_GRID = tuple(itertools.product((1.0, 3.0, 6.0), (-8.0, 0.0, 8.0)))
 CTC_WORDS_GRID = tuple(itertools.product((0.5, 1.0, 2.0), (0.0, 2.0, 4.0)))
 TUNED, TUNED_WORDS = 80, 24
-
-# FHVAE paper, Tables 2 and 3: (recogniser trained on, extractor trained on, features) → errors in percent by domain.
-# Of Aurora-4's extractors "all" is its development set.
-PUBLISHED = {
-    "TIMIT": {
-        ("all", "", "FBank"): {"male": 20.1, "female": 16.7, "all": 19.1},
-        ("male", "", "FBank"): {"male": 21.0, "female": 32.8, "all": 25.2},
-        ("male", "all", "z1"): {"male": 22.0, "female": 26.2, "all": 23.5},
-    },
-    "Aurora-4": {
-        key: dict(zip(("clean", "noisy", "channel", "both", "all"), rates, strict=True))
-        for key, rates in {
-            ("all", "", "FBank"): (3.60, 7.06, 8.24, 18.49, 11.80),
-            ("clean", "", "FBank"): (3.47, 50.97, 36.99, 71.80, 55.51),
-            ("clean", "all", "β-VAE z, β=1"): (4.95, 23.54, 31.12, 46.21, 32.47),
-            ("clean", "all", "β-VAE z, β=2"): (3.57, 27.24, 30.56, 48.17, 34.75),
-            ("clean", "all", "β-VAE z, β=4"): (3.89, 24.40, 29.80, 47.87, 33.38),
-            ("clean", "all", "β-VAE z, β=8"): (5.32, 34.84, 36.13, 58.02, 42.76),
-            ("clean", "all", "z1"): (5.01, 16.42, 20.29, 36.33, 24.41),
-            ("clean", "all", "z2"): (41.08, 68.73, 61.89, 86.36, 72.53),
-            ("clean", "clean,noisy,channel", "z1"): (5.25, 16.52, 19.30, 40.59, 26.23),
-        }.items()
-    },
-}
-PUBLISHED_MEASURE = {"TIMIT": "PER", "Aurora-4": "WER"}
 
 
 def scored(symbols: Sequence[str], recipe: Recipe, vocabulary: Sequence[str]) -> list[str]:
@@ -88,15 +65,10 @@ def words_of(text: str) -> list[str]:
 
 def read_lexicon(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     """(word, phones) of a file of lines `word phone phone …`, a line for each pronunciation, as the CMU dictionary has
-    them: WORD(2) is another one of WORD, lines that begin with ;;; or # are comments. Raises SettingError where it
-    cannot be read or a line has no phones."""
-    form = "expected lines of a word and its phones: word ph ph …"
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise SettingError(f"--lexicon {path}: cannot be read ({error.strerror}); {form}") from None
-    entries = []
-    for number, line in enumerate(lines, start=1):
+    them: WORD(2) is another one of WORD, lines that begin with ;;; or # are comments. Raises CorpusError where it
+    cannot be read, SettingError where a line has no phones."""
+    form, entries = "expected lines of a word and its phones: word ph ph …", []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip() and not line.startswith((";;;", "#")):
             word, *phones = line.split()
             if not phones:
@@ -173,7 +145,7 @@ def symbols_task(run: Run, training: Corpus) -> Task:
 
     def decode(scores: np.ndarray, weight: float, penalty: float) -> list[str]:
         if recipe.targets == "frames":
-            found = [phone for phone, *_ in viterbi(scores, bigram, weight, penalty, MINIMUM)]
+            found = viterbi(scores, bigram, weight, penalty, MINIMUM)
         else:
             found = ctc_beam(scores, bigram=bigram, weight=weight, penalty=penalty)
         return scored([symbols[number] for number in found], recipe, symbols)
@@ -232,21 +204,14 @@ def columns_of(test: Corpus) -> list[str]:
     return [name for name in COLUMNS if name == "all" or 0 < counts[name] < len(test)]
 
 
-def standard_error(errors: Sequence[Errors]) -> float | None:
-    """Of the error rate of utterances together, a ratio of two sums (Cochran, Sampling techniques, 1977, chapter 6);
-    None for fewer than two."""
-    total, n = sum(errors, Errors()), len(errors)
-    if n < 2 or not total.length:
-        return None
-    squares = sum((e.count - total.rate * e.length) ** 2 for e in errors)
-    return float(np.sqrt(squares * n / (n - 1)) / total.length)
-
-
-def summary(errors: list[tuple[Utterance, Errors]], domain: str) -> dict:
-    """Of a domain's utterances: {substitutions, deletions, insertions, length, rate, standard_error}."""
-    inside = [e for u, e in errors if in_domain(u, domain)]
-    total = sum(inside, Errors())
-    return vars(total) | {"rate": total.rate, "standard_error": standard_error(inside)}
+def summary(errors: Sequence[Errors]) -> dict:
+    """Of utterances together: {substitutions, deletions, insertions, length, rate, standard_error}. The standard error
+    is that of a ratio of two sums (Cochran, Sampling techniques, 1977, chapter 6); None for fewer than two."""
+    total, n, error = sum(errors, Errors()), len(errors), None
+    if n > 1 and total.length:
+        squares = sum((e.count - total.rate * e.length) ** 2 for e in errors)
+        error = float(np.sqrt(squares * n / (n - 1)) / total.length)
+    return vars(total) | {"rate": total.rate, "standard_error": error}
 
 
 def trained_on(run: Run) -> dict[str, str]:
@@ -267,10 +232,7 @@ def evaluate_run(run: Run, options: Options) -> dict:
     """The errors of one run. Writes what it heard beside what was said into its folder, hypotheses.tsv."""
     recipe, plan, test = run.recipe, run.content["plan"], run.test.utterances
     own = run.corpus if plan["data"] == run.data else load_corpus(plan["data"])
-    training, development = (
-        replace(split, utterances=tuple(split.utterances[i] for i in members(split, recipe.domain)))
-        for split in (own.split("train"), own.split("dev"))
-    )
+    training, development = (of_domain(own.split(name), recipe) for name in ("train", "dev"))
     tasks = [symbols_task(run, training), words_task(run, training, options.lexicon)]
     tasks = [task for task in tasks if task and any(map(task.references, test))]
     if not tasks:
@@ -292,7 +254,8 @@ def evaluate_run(run: Run, options: Options) -> dict:
         rows = zip(test, references, hypotheses, strict=True)
         errors = [(utterance, align(reference, found)) for utterance, reference, found in rows if reference]
         counts = {"utterances": len(errors), "vocabulary": known, "unknown": unknown}
-        by_domain = {name: summary(errors, "" if name == "all" else name) for name in columns}
+        inside = {name: [e for u, e in errors if name == "all" or in_domain(u, name)] for name in columns}
+        by_domain = {name: summary(found) for name, found in inside.items()}
         measures[task.measure] = {"search": search} | counts | {"errors": by_domain}
         between = "" if task.measure == "CER" else " "
         texts[f"{task.measure} reference"] = map(between.join, references)
@@ -310,20 +273,17 @@ def table(results: list[dict], measure: str, layout: str | None = None) -> str:
     errors = [r["measures"][measure]["errors"] for r in there]
     columns = [name for name in COLUMNS if any(name in domains for domains in errors)]
 
-    def line(title: str, trained: Sequence[str], cells: dict[str, str]) -> list[str]:
-        recogniser, extractor, features = trained
+    def line(title: str, recogniser: str, extractor: str, features: str, cells: dict[str, str]) -> list[str]:
         return [title, recogniser, extractor or "–", features, *(cells.get(name, "–") for name in columns)]
 
-    ours = [(r["recogniser"], r["extractor"], r["features"]) for r in there]
-    lines = []
+    ours, lines = [[r["recogniser"], r["extractor"], r["features"]] for r in there], []
     for r, trained, domains in zip(there, ours, errors, strict=True):
-        lines.append(line(r["run"], trained, {name: f"{100 * e['rate']:.2f}" for name, e in domains.items()}))
+        lines.append(line(r["run"], *trained, {name: f"{100 * e['rate']:.2f}" for name, e in domains.items()}))
     lengths = (str(errors[0][name]["length"]) if name in errors[0] else "–" for name in columns)
     lines.append(["(words)" if measure == "WER" else "(symbols)", "", "", "", *lengths])
-    if PUBLISHED_MEASURE.get(layout) == measure:
-        for trained, rates in PUBLISHED[layout].items():
-            if trained in ours:
-                lines.append(line("(paper)", trained, {name: f"{rate:.2f}" for name, rate in rates.items()}))
+    for recogniser, extractor, features, its_measure, *rates in report.published("recognition", layout):
+        if its_measure == measure and [recogniser, extractor, features] in ours:
+            lines.append(line("(paper)", recogniser, extractor, features, dict(zip(COLUMNS, rates, strict=True))))
     return report.table(["", "recogniser", "extractor", "features", *columns], lines, left=4)
 
 

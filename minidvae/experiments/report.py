@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from ..files import write_json
 from .runs import Options, Run
@@ -15,6 +16,16 @@ def number(value: float | None, form: str) -> str:
 def mean_and_error(mean: float | None, error: float | None, decimals: int) -> str:
     """`mean ± error`; the mean alone where the error is unknown."""
     return f"{number(mean, f'.{decimals}f')} ± {number(error, f'.{decimals}f')}".removesuffix(" ± –")
+
+
+def summary_cells(summary: dict[str, dict], columns: dict[str, tuple[str, int]], rows: int = 0) -> list[str]:
+    """Mean and error of each measure of a `metrics.summary`, and how often it is defined where that is in fewer than
+    `rows`; columns: measure → (heading, decimals)."""
+    cells = []
+    for measure, (_, decimals) in columns.items():
+        mean, error, count = (summary[measure][key] for key in ("mean", "standard_error", "count"))
+        cells.append(mean_and_error(mean, error, decimals) + (f" ({count})" if count < rows else ""))
+    return cells
 
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
@@ -77,3 +88,10 @@ def published_layout(runs: list[Run], options: Options) -> str | None:
     whole = (options.split, options.mode, options.limit, options.trials) == ("test", "generation", None, None)
     alike = whole and options.w != "posterior" and len({run.data for run in runs}) == 1
     return runs[0].corpus.layout if alike else None
+
+
+def published(experiment: str, layout: str | None) -> list[list[str]]:
+    """The rows of published.tsv for an experiment on a corpus of this layout, from the third cell on."""
+    lines = Path(__file__).with_name("published.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
+    return [cells for name, corpus, *cells in rows if (name, corpus) == (experiment, layout)]

@@ -30,16 +30,6 @@ COLUMNS = {  # measure: heading, decimals
     "estoi": ("ESTOI", 3),
 }
 
-# LigHT-DVAE paper, Table 1, as printed, own past for the autoregressive models: RMSE, SI-SDR, PESQ, ESTOI
-PUBLISHED = {
-    "vae": {"WSJ0": (0.040, 7.4, 3.28, 0.88), "VoiceBank": (0.052, 8.4, 3.24, 0.89)},
-    "dkf": {"WSJ0": (0.037, 8.3, 3.51, 0.91), "VoiceBank": (0.048, 9.3, 3.44, 0.91)},
-    "rvae": {"WSJ0": (0.034, 8.9, 3.53, 0.91), "VoiceBank": (0.050, 8.9, 3.39, 0.90)},
-    "srnn": {"WSJ0": (0.036, 8.7, 3.57, 0.91), "VoiceBank": (0.044, 10.1, 3.42, 0.91)},
-    "hit_dvae": {"WSJ0": (0.031, 10.0, 3.52, 0.91), "VoiceBank": (0.039, 11.4, 3.60, 0.93)},
-    "light_dvae": {"WSJ0": (0.030, 10.1, 3.55, 0.91), "VoiceBank": (0.038, 11.6, 3.58, 0.93)},
-}
-
 
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
     """One table, and results.json, wav files and figures in the folder of every run."""
@@ -112,16 +102,10 @@ def table(results: dict[str, dict], layout: str | None = None) -> str:
     """The results by row title. `layout` names their corpus where published rows may stand beside them: rows follow for
     the models that are published on it."""
     rows = []
-    for title, result in results.items():
-        rows.append([title])
-        for measure, (_, decimals) in COLUMNS.items():
-            mean, error, count = (result["summary"][measure][key] for key in ("mean", "standard_error", "count"))
-            defined = f" ({count})" if count < len(result["utterances"]) else ""  # the others have too little speech
-            rows[-1].append(report.mean_and_error(mean, error, decimals) + defined)
+    for title, result in results.items():  # some utterances may have too little speech for a measure
+        rows.append([title, *report.summary_cells(result["summary"], COLUMNS, len(result["utterances"]))])
     models = {result["model"] for result in results.values()}
-    for model, published in PUBLISHED.items():
-        if model in models and layout in published:
-            rmse, si_sdr, pesq, estoi = published[layout]
-            cells = [f"{rmse:.4f}", f"{si_sdr:.2f}", f"{pesq:.2f}", "", "", f"{estoi:.3f}"]
+    for model, *cells in report.published("resynthesis", layout):
+        if model in models:
             rows.append([f"{model} (paper)", *cells])
     return report.table(["", *(heading for heading, _ in COLUMNS.values())], rows)

@@ -30,9 +30,6 @@ SHOWN = 400  # frames of an utterance in a picture
 PAIRS, NOISY = 32, 16  # utterances that are measured after a swap and a shift, and after denoising
 LEAST = {"log_f0": 0.1, "tract": 0.5}  # pairs of utterances that are nearer, in ln Hz and cm, cannot show a movement
 
-# FHVAE paper, Table 4, α = 0: the segment bound on the test set
-PUBLISHED = {"TIMIT": {"fc": -348.63, "rnn": -261.19, "gru": -158.42, "lstm": -143.80}}
-
 
 @torch.no_grad()
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
@@ -48,8 +45,8 @@ def evaluate_run(run: Run, options: Options, runs: list[Run]) -> dict:
     """Numbers, pictures and sound of one run; those of `runs` that can stand beside it in the picture of
     reconstructions."""
     config, seed = run.model.config, options.seed
-    training = run.corpus.split("train").spread(probes.UTTERANCES)
-    train = probes.observe(run, training, "training split", keep=probes.FRAMES)
+    train = run.corpus.split("train").spread(probes.UTTERANCES)
+    train = probes.observe(run, train, "training split", keep=probes.FRAMES)
     test = probes.observe(run, run.test, "test split")
     result = {
         "features": run.recipe.features,
@@ -57,9 +54,9 @@ def evaluate_run(run: Run, options: Options, runs: list[Run]) -> dict:
         "alpha": config.alpha,
         "parameters": sum(p.numel() for name, p in run.model.named_parameters() if name != "table"),
         "bound": segment_bound(run, seed),
-        "probes": probes.probes(run, train, test, training, seed),
-        "movement": movement(run, probes.Instruments.fit(run, train), test, seed),
-        "denoising": denoising(run, seed),
+        "probes": probes.probes(train, test),
+        "movement": movement(run, probes.fit_instruments(train), test, seed),
+        "denoising": denoising(run),
     }
     draw_segments(run, test, seed)
     draw_reconstructions(run, runs, seed)
@@ -67,9 +64,9 @@ def evaluate_run(run: Run, options: Options, runs: list[Run]) -> dict:
     return result
 
 
-def analyse(run: Run, test: Corpus, index: int, condition: str = "clean", seed: int = 0) -> Speech:
-    """An utterance, a condition laid over it, in segments side by side."""
-    return encode(run, test, index, condition, seed, shift=run.recipe.frames)
+def analyse(run: Run, test: Corpus, index: int) -> Speech:
+    """An utterance in segments side by side."""
+    return encode(run, test, index, shift=run.recipe.frames)
 
 
 def decode(run: Run, speech: Speech, z2: Tensor) -> Tensor:
@@ -129,22 +126,16 @@ def clean_reference(test: Corpus, index: int) -> int:
     return (spoken or others or [index])[0]
 
 
-def utterances_to_denoise(test: Corpus, measured: bool) -> list[int]:
-    """Those that the corpus has noisy, with `measured` only where it knows them without the noise; else the clean ones.
-    Empty where it has no clean speech."""
-    clean = [i for i, u in enumerate(test.utterances) if u.condition in CLEAN]
-    noisy = [i for i, u in enumerate(test.utterances) if u.condition == "noisy"]
-    if test.clean is None and (measured or not clean):
-        return clean
-    return noisy or clean
+def noisy_utterances(test: Corpus) -> list[int]:
+    """Those with noise, of a corpus that has clean speech too; else empty."""
+    clean = any(u.condition in CLEAN for u in test.without_conditions().utterances)
+    return [i for i, u in enumerate(test.utterances) if clean and u.condition == "noisy"]
 
 
-def noisy_and_reference(run: Run, index: int, seed: int) -> tuple[Speech, Speech]:
-    """A test utterance, noise laid over it where the corpus has none; and the clean one that its z2 is shifted to."""
+def noisy_and_reference(run: Run, index: int) -> tuple[Speech, Speech]:
+    """A noisy test utterance, and the clean one that its z2 is shifted to."""
     before = run.test.without_conditions()
-    condition = "clean" if run.test.utterances[index].condition == "noisy" else "noise"
-    noisy = analyse(run, run.test, index, condition, seed)
-    return noisy, analyse(run, before, clean_reference(before, index))
+    return analyse(run, run.test, index), analyse(run, before, clean_reference(before, index))
 
 
 @torch.no_grad()
@@ -158,7 +149,7 @@ def segment_bound(run: Run, seed: int) -> float:
     return total / count
 
 
-def movement(run: Run, instruments: probes.Instruments, test: list[probes.Encoded], seed: int) -> dict:
+def movement(run: Run, measure: probes.Measure, test: list[probes.Encoded], seed: int) -> dict:
     """What becomes of F0, vocal-tract length and phones when z2 changes, over pairs of utterances.
 
     For each of reconstruction, swap and shift: the median over pairs of (decoded − source) / (reference − source), of
@@ -169,10 +160,10 @@ def movement(run: Run, instruments: probes.Instruments, test: list[probes.Encode
     phones, moved = defaultdict(list), defaultdict(list)
     for pair in pairs:
         source, reference = (analyse(run, run.test, index) for index in pair)
-        here, there = (instruments.measure(run, speech, speech.features) for speech in (source, reference))
+        here, there = (measure(run, speech, speech.features) for speech in (source, reference))
         measured |= {pair[0]: here, pair[1]: there}
         ways = {"reconstruction": source.z2, "swap": swapped(source, reference), "shift": shifted(source, reference)}
-        found = {way: instruments.measure(run, source, decode(run, source, z2)) for way, z2 in ways.items()}
+        found = {way: measure(run, source, decode(run, source, z2)) for way, z2 in ways.items()}
         for way, values in ({"original": here} | found).items():
             phones[way].append(values["phones"])
         for name, least in LEAST.items():
@@ -195,16 +186,16 @@ def movement(run: Run, instruments: probes.Instruments, test: list[probes.Encode
     return result
 
 
-def denoising(run: Run, seed: int) -> dict[str, float]:
+def denoising(run: Run) -> dict[str, float]:
     """How far features are from those of the clean utterance: the root mean square over frames and bins, in standard
-    deviations of each bin, mean over utterances. With noise, the corpus's own or laid over it here ("noisy"); that
-    reconstructed ("reconstruction"), and with z2 shifted toward another clean utterance ("denoised"); and the
-    reconstruction of the clean one ("clean"), as near as it can come. Empty where the corpus has no clean speech."""
-    sources, rows = utterances_to_denoise(run.test, measured=True), []
+    deviations of each bin, mean over utterances with noise. With the noise ("noisy"); that reconstructed
+    ("reconstruction"), and with z2 shifted toward another clean utterance ("denoised"); and the reconstruction of the
+    clean one ("clean"), as near as it can come. Empty where the corpus does not know them without the noise."""
+    sources, rows = noisy_utterances(run.test) if run.test.clean is not None else [], []
     count = min(NOISY, len(sources))
     for index in (sources[i * len(sources) // count] for i in range(count)):
         clean = analyse(run, run.test.without_conditions(), index)
-        noisy, reference = noisy_and_reference(run, index, seed)
+        noisy, reference = noisy_and_reference(run, index)
         attempts = {
             "noisy": noisy.features,
             "reconstruction": decode(run, noisy, noisy.z2),
@@ -284,11 +275,11 @@ def draw_utterances(run: Run, seed: int) -> None:
             draw_utterance(run, f"conversion-{name}", *(analyse(run, run.test, i) for i in pair), titles, seed)
     if not drawn:
         print("no voice conversion: the test utterances are all of one speaker")
-    if sources := utterances_to_denoise(run.test, measured=False):
-        noisy, reference = noisy_and_reference(run, sources[len(sources) // 2], seed)
+    if sources := noisy_utterances(run.test):
+        noisy, reference = noisy_and_reference(run, sources[len(sources) // 2])
         draw_utterance(run, "denoising", noisy, reference, ["noisy", "clean"], seed)
     else:
-        print("no denoising: none of the test utterances is clean")
+        print("no denoising: needs noisy and clean test utterances; try --data conditions:CORPUS")
     if run.recipe.features != "log_magnitude":
         print("no wav files: filter banks cannot be turned to sound; train with --set features=log_magnitude")
 
@@ -325,9 +316,9 @@ def bounds_table(results: dict[str, dict], layout: str | None = None) -> str:
     rows = []
     for title, r in results.items():
         rows.append([title, r["architecture"], r["features"], f"{r['alpha']:g}", f"{r['bound']:.2f}"])
-    for name, bound in PUBLISHED.get(layout, {}).items():
+    for name, bound in report.published("transformation", layout):
         if name in {r["architecture"] for r in results.values()}:
-            rows.append([f"{name.upper()} (paper)", name, "", "0", f"{bound:.2f}"])
+            rows.append([f"{name.upper()} (paper)", name, "", "0", bound])
     return report.table(["", "architecture", "features", "α", "segment bound"], rows)
 
 

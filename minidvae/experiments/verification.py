@@ -4,8 +4,6 @@ Every utterance is one vector, two of them are compared by their cosine. The vec
 latents w of HiT-DVAE and LigHT-DVAE and v of DSAE, and the i-vectors of ivectors.py as the baseline.
 """
 
-import math
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from ..data.audio import SAMPLE_RATE
 from ..data.corpus import Corpus, CorpusError
+from ..data.layouts import read_text
 from . import figures, ivectors, metrics, report
 from .runs import Options, Run, encode
 
@@ -25,28 +24,9 @@ MODELS = ["fhvae", "light_dvae", "hit_dvae", "dsae"]
 
 IVECTOR_DIMENSIONS = (48, 100, 200)
 PIECES = 3  # of the only utterance of a speaker, for LDA
-EXACT_PAIRS = 10**7  # more are counted in a histogram
-HISTOGRAM_BINS = 2**20  # of cosines, from −1 to 1
-BLOCK = 2**22  # scores at a time
+BLOCK = 2**14  # trials at a time
 
 COLUMNS = {"raw": "Raw", "wccn": "WCCN", "lda_12": "LDA (12 dim)", "lda_24": "LDA (24 dim)"}
-
-# FHVAE paper, Table 1: features, dimension, α, EER in percent, raw and with LDA of 12 and 24 dimensions
-PUBLISHED = {
-    "TIMIT": [
-        ("i-vector", 48, None, 10.12, 6.25, 5.95),
-        ("i-vector", 100, None, 9.52, 6.10, 5.50),
-        ("i-vector", 200, None, 9.82, 6.54, 6.10),
-        ("μ2", 16, 0, 5.06, 4.02, None),
-        ("μ2", 16, 0.1, 4.91, 4.61, None),
-        ("μ2", 16, 1, 3.87, 3.86, None),
-        ("μ2", 16, 10, 2.38, 2.08, None),
-        ("μ2", 32, 10, 2.38, 2.08, 1.34),
-        ("μ1", 16, 1, 22.77, 15.62, None),
-        ("μ1", 16, 10, 27.68, 22.17, None),
-        ("μ1", 32, 10, 22.47, 16.82, 17.26),
-    ]
-}
 
 
 def read_trials(path: Path, corpus: Corpus) -> np.ndarray:
@@ -54,12 +34,8 @@ def read_trials(path: Path, corpus: Corpus) -> np.ndarray:
     trials (n, 3): the indices of the two utterances, and 1 where they have one speaker, else 0. CorpusError: no such
     file, a line of another form, an unknown utterance, no trials of one kind."""
     form = "expected lines of three words: enrol test target|nontarget"
-    index, numbers = {utterance.name: i for i, utterance in enumerate(corpus.utterances)}, array("q")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read ({getattr(error, 'strerror', 'not text')}); {form}") from None
-    for number, line in enumerate(lines, start=1):
+    index, trials = {utterance.name: i for i, utterance in enumerate(corpus.utterances)}, []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         *names, kind = line.split()
@@ -68,52 +44,28 @@ def read_trials(path: Path, corpus: Corpus) -> np.ndarray:
         if unknown := [name for name in names if name not in index]:
             there = f"among the {len(index)} evaluated; names are like {next(iter(index))!r}"
             raise CorpusError(f"{path}: line {number}: no utterance {unknown[0]!r} {there}")
-        numbers.extend((*map(index.get, names), kind == "target"))
-    trials = np.frombuffer(numbers, np.int64).reshape(-1, 3)
+        trials.append((*map(index.get, names), kind == "target"))
+    trials = np.array(trials, np.int64).reshape(-1, 3)
     nontargets, targets = np.bincount(trials[:, 2], minlength=2)
     if not targets or not nontargets:
         raise CorpusError(f"{path}: {targets} target and {nontargets} nontarget trials; expected some of both")
     return trials
 
 
-def count_pairs(speakers: np.ndarray) -> tuple[int, int]:
-    """How many pairs of utterances have one speaker, and how many two; speakers (utterances,)."""
-    targets = sum(math.comb(count, 2) for count in Counter(speakers.tolist()).values())
-    return targets, math.comb(len(speakers), 2) - targets
+def all_pairs(corpus: Corpus) -> np.ndarray:
+    """All pairs of two utterances, as `read_trials` gives trials."""
+    speakers = np.unique([u.speaker for u in corpus.utterances], return_inverse=True)[1]
+    enrol, test = np.triu_indices(len(speakers), 1)
+    return np.stack([enrol, test, speakers[enrol] == speakers[test]], axis=1)
 
 
-def scores(vectors: np.ndarray, speakers: np.ndarray, trials: np.ndarray | None) -> Iterator[tuple]:
-    """Cosines of vectors (utterances, d) in blocks: scores (n,), and whether they are of one speaker. Of the trials;
-    without them, of all pairs of two utterances."""
+def score(vectors: np.ndarray, trials: np.ndarray) -> metrics.DetectionErrors:
+    """The errors at every threshold of telling one speaker from two by the cosine; vectors (utterances, d)."""
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-30)
-    n, d = vectors.shape
-    if trials is not None:
-        for start in range(0, len(trials), step := max(1, BLOCK // d)):
-            enrol, test, target = trials[start : start + step].T
-            yield np.einsum("nd,nd->n", vectors[enrol], vectors[test]), target == 1
-        return
-    for start in range(0, n, step := max(1, BLOCK // n)):
-        rows = np.arange(start, min(start + step, n))
-        later, same = np.arange(start, n) > rows[:, None], speakers[rows, None] == speakers[start:]
-        yield (vectors[start : start + step] @ vectors[start:].T)[later], same[later]
-
-
-def score(vectors: np.ndarray, speakers: np.ndarray, trials: np.ndarray | None = None) -> metrics.DetectionErrors:
-    """The errors at every threshold of telling one speaker from two by the cosine. vectors (utterances, d), speakers
-    (utterances,) any labels. All pairs of two utterances, or the trials. Above EXACT_PAIRS of them, scores are counted
-    in a histogram, so that memory does not grow with their number; its bins are 2·10⁻⁶ wide."""
-    speakers = np.unique(speakers, return_inverse=True)[1]
-    pairs = len(vectors) * (len(vectors) - 1) // 2 if trials is None else len(trials)
-    blocks = scores(np.asarray(vectors, np.float64), speakers, trials)
-    if pairs <= EXACT_PAIRS:
-        values, same = map(np.concatenate, zip(*blocks, strict=True))
-        return metrics.detection_errors(values[same], values[~same])
-    counts = np.zeros((2, HISTOGRAM_BINS), np.int64)
-    for values, same in blocks:
-        bins = ((values + 1) * (HISTOGRAM_BINS / 2)).astype(np.int64).clip(0, HISTOGRAM_BINS - 1)
-        for kind in (0, 1):
-            counts[kind] += np.bincount(bins[same == kind], minlength=HISTOGRAM_BINS)
-    return metrics.detection_errors_of_histogram(counts[1], counts[0])
+    parts = np.array_split(trials, -(-len(trials) // BLOCK))
+    values = np.concatenate([np.einsum("nd,nd->n", vectors[part[:, 0]], vectors[part[:, 1]]) for part in parts])
+    same = trials[:, 2] == 1
+    return metrics.detection_errors(values[same], values[~same])
 
 
 def scatter(vectors: np.ndarray, speakers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,9 +73,7 @@ def scatter(vectors: np.ndarray, speakers: np.ndarray) -> tuple[np.ndarray, np.n
     be two speakers, and one with two vectors."""
     _, speakers, counts = np.unique(speakers, return_inverse=True, return_counts=True)
     n, classes, mean = len(vectors), len(counts), vectors.mean(0)
-    means = np.zeros((classes, vectors.shape[1]))
-    np.add.at(means, speakers, vectors)
-    means /= counts[:, None]
+    means = np.stack([vectors[speakers == k].mean(0) for k in range(classes)])
     deviations = vectors - means[speakers]
     within = deviations.T @ deviations / (n - classes)
     between = (means - mean).T * counts @ (means - mean) / n
@@ -185,18 +135,18 @@ def ivectors_of(training: Corpus, test: Corpus, device: torch.device, seed: int)
     """The i-vectors of the training and of the test utterances for each of IVECTOR_DIMENSIONS, less the mean of the
     training utterances'. `training` as `pieces` makes it: a matrix T that has seen an utterance whole leaves so little
     difference between the pieces of it that LDA learns nothing from them."""
-    background, _ = ivectors.train_background(training, seed=seed, device=device)
+    background = ivectors.train_background(training, seed=seed, device=device)
     statistics = [ivectors.collect_statistics(background, corpus) for corpus in (training, test)]
     for dimension in IVECTOR_DIMENSIONS:
         if dimension >= len(training):
             print(f"i-vectors: no {dimension} dimensions from {len(training)} training utterances")
             continue
-        loading, _ = ivectors.train_total_variability(statistics[0], dimension, seed=seed, device=device)
+        loading = ivectors.train_total_variability(statistics[0], dimension, seed=seed, device=device)
         known, vectors = (ivectors.extract(loading, part).numpy() for part in statistics)
         yield known - known.mean(0), vectors - known.mean(0)
 
 
-def rows_of(runs: list[Run], training: Corpus, trials: np.ndarray | None, seed: int) -> tuple[list[dict], dict]:
+def rows_of(runs: list[Run], training: Corpus, trials: np.ndarray, seed: int) -> tuple[list[dict], dict]:
     """The rows of the table for runs on one corpus {run, features, alpha, dimension, raw, wccn, lda_12, lda_24}, the
     i-vectors first, and the DetectionErrors of their raw scores by title. i-vectors, WCCN and LDA learn from the
     training utterances: a cell is None where they say nothing of speakers, LDA's where the vectors have no more
@@ -212,17 +162,16 @@ def rows_of(runs: list[Run], training: Corpus, trials: np.ndarray | None, seed: 
         vectors += [(str(run.folder), name, alpha, known[name], others[name]) for name in known]
     baseline = ivectors_of(training, test, runs[0].device, seed)
     vectors += [(None, "i-vector", None, *known_and_others) for known_and_others in baseline]
-    their_speakers, speakers = (np.array([u.speaker for u in corpus.utterances]) for corpus in (training, test))
-    rows, detectors = [], {}
+    speakers, rows, detectors = np.array([u.speaker for u in training.utterances]), [], {}
     for folder, name, alpha, known, others in vectors:
-        dimension, errors = others.shape[1], score(others, speakers, trials)
+        dimension, errors = others.shape[1], score(others, trials)
         row = {"run": folder, "features": name, "alpha": alpha, "dimension": dimension} | dict.fromkeys(COLUMNS)
         row["raw"], projections = measures(errors), {}
-        if 1 < len(set(their_speakers)) < len(their_speakers):
-            projections = {"wccn": wccn(known, their_speakers)}
-            projections |= {f"lda_{k}": lda(known, their_speakers, k) for k in (12, 24) if k < dimension}
+        if 1 < len(set(speakers)) < len(speakers):
+            projections = {"wccn": wccn(known, speakers)}
+            projections |= {f"lda_{k}": lda(known, speakers, k) for k in (12, 24) if k < dimension}
         for column, (mean, projection) in projections.items():
-            projected = score((others - mean) @ projection, speakers, trials)
+            projected = score((others - mean) @ projection, trials)
             row[column] = measures(projected) | {"dimension": projection.shape[1]}
         rows.append(row)
         detectors[f"{folder}: {name} {dimension}" if folder else f"{name} {dimension}"] = errors
@@ -237,10 +186,8 @@ def table(rows: list[dict], layout: str | None = None) -> str:
         rates = [report.number(row[name] and row[name]["eer"], ".2%") for name in COLUMNS]
         vectors = [row["run"] or "", row["features"], str(row["dimension"]), report.number(row["alpha"], "g")]
         lines.append([*vectors, *rates, report.number(row["raw"]["min_dcf"], ".3f")])
-    for features, dimension, alpha, raw, *with_lda in PUBLISHED.get(layout, []):
-        if features in {row["features"] for row in rows}:
-            rates = [report.number(rate and rate / 100, ".2%") for rate in (raw, None, *with_lda)]
-            lines.append(["(paper)", features, str(dimension), report.number(alpha, "g"), *rates, "–"])
+    known = {row["features"] for row in rows}
+    lines += [["(paper)", *cells] for cells in report.published("verification", layout) if cells[0] in known]
     return report.table(["", "Features", "Dim", "α", *COLUMNS.values(), "minDCF"], lines, left=2)
 
 
@@ -248,9 +195,8 @@ def table(rows: list[dict], layout: str | None = None) -> str:
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
     """A table for each corpus; its rows and a DET figure in the folder of every run."""
     data, test, train = runs[0].data, runs[0].test, runs[0].corpus.split("train")
-    trials = read_trials(options.trials, test) if options.trials else None
-    speakers = np.array([u.speaker for u in test.utterances])
-    targets, nontargets = count_pairs(speakers) if trials is None else np.bincount(trials[:, 2])[::-1]
+    trials = read_trials(options.trials, test) if options.trials else all_pairs(test)
+    nontargets, targets = np.bincount(trials[:, 2], minlength=2).tolist()
     if not targets or not nontargets:
         pairs = f"{targets} pairs of utterances by one speaker and {nontargets} by two"
         raise CorpusError(f"{data}: its {options.split} split has {pairs}; verification needs some of both")
@@ -264,7 +210,7 @@ def evaluate(runs: list[Run], options: Options) -> list[dict]:
     cut = ": their only utterances cut in pieces" if len(training) > len(train) else ""
     print("Equal error rates on the convex hull. WCCN and LDA, and i-vectors, learn from", end=" ")
     print(f"{len(training)} utterances of {len(train.speakers)} training speakers{cut}.")
-    results, counts = [], {"target": int(targets), "nontarget": int(nontargets), "training_vectors": len(training)}
+    results, counts = [], {"target": targets, "nontarget": nontargets, "training_vectors": len(training)}
     for run in runs:
         figures.det_curves(detectors, run.target / "det.png")
         own = [row for row in rows if row["run"] in (None, str(run.folder))]

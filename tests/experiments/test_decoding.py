@@ -111,18 +111,17 @@ def test_viterbi_against_every_segmentation(minimum, weight, penalty):
             acoustic = sum(scores[start:stop, p].sum() for p, (start, stop) in zip(sequence, parts, strict=True))
             return acoustic + language_score(sequence, bigram, weight, penalty)
 
-        ways = {parts for parts in map(tuple, segmentations(frames, minimum))}
+        ways = list(segmentations(frames, minimum))
         best = max(score(s, parts) for parts in ways for s in itertools.product(range(phones), repeat=len(parts)))
         found = viterbi(scores, bigram, weight, penalty, minimum)
-        parts = tuple(part for _, *part in found)
-        assert tuple(map(tuple, parts)) in ways
-        assert score([p for p, *_ in found], parts) == pytest.approx(best, abs=1e-9), seed
+        reached = max(score(found, parts) for parts in ways if len(parts) == len(found))
+        assert reached == pytest.approx(best, abs=1e-9), seed
 
 
 def test_viterbi_of_almost_nothing():
     """Fails where an utterance shorter than a phone has no path."""
     scores = np.log([[0.1, 0.9], [0.1, 0.9]])
-    assert viterbi(scores, some_bigram(2), 0.0, minimum=3) == [(1, 0, 2)]
+    assert viterbi(scores, some_bigram(2), 0.0, minimum=3) == [1]
     assert viterbi(scores[:0], some_bigram(2)) == []
 
 

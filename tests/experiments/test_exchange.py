@@ -9,7 +9,7 @@ import torch
 
 from minidvae.data.audio import SAMPLE_RATE, STFT
 from minidvae.data.corpus import CorpusError, load_corpus
-from minidvae.experiments import exchange, resynthesis
+from minidvae.experiments import exchange, report, resynthesis
 from minidvae.experiments.runs import Options, Run, noise_of
 from minidvae.models import build_model
 
@@ -61,7 +61,8 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
 
     with torch.no_grad():
         a, b = (exchange.analyse(run, index, 0) for index in (0, len(test) - 1))
-        own_a, own_b, a_with_b, b_with_a = exchange.decode(model, [(a, a), (b, b), (a, b), (b, a)])
+        latents = ((a, a), (b, b), (a, b), (b, a))
+        own_a, own_b, a_with_b, b_with_a = (exchange.decode(model, z, w) for z, w in latents)
         for speech_of, own in ((a, own_a), (b, own_b)):
             noise = noise_of(0, speech_of.utterance.name)
             ((_, expected),) = resynthesis.resynthesise(model, STFT(), [speech_of.waveform], "generation", [noise])
@@ -71,7 +72,7 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
 
     with torch.no_grad():
         again = exchange.analyse(run, exchange.another(test, 0), 0)
-        near = exchange.mean_log_spectrum(exchange.decode(model, [(a, again)])[0])
+        near = exchange.mean_log_spectrum(exchange.decode(model, a, again))
     expected = (near - exchange.mean_log_spectrum(own_a)).square().mean().sqrt()
 
     (result,) = exchange.evaluate([run], Options())
@@ -98,7 +99,7 @@ def test_exchange_of_speakers_with_one_utterance(speech, tmp_path):
     run = Run(tmp_path, "light_dvae", model, STFT(), {}, str(speech), corpus, test, tmp_path / "eval")
     (result,) = exchange.evaluate([run], Options())
     assert all(np.isnan(row["spectrum_own_speaker"]) for row in result["exchanges"])
-    cells = dict(zip(exchange.COLUMNS, exchange.cells(result["summary"]), strict=True))
+    cells = dict(zip(exchange.COLUMNS, report.summary_cells(result["summary"], exchange.COLUMNS), strict=True))
     assert cells["spectrum_own_speaker"] == cells["f0_own_speaker"] == "–" != cells["spectrum_from_z"]
 
 

@@ -18,6 +18,7 @@ from minidvae.data.corpus import CorpusError, load_corpus
 from minidvae.models import build_model
 from minidvae.models.recognisers import FrameBatch
 from minidvae.training import checkpoint, features
+from minidvae.training.checkpoint import Plan, Progress
 from minidvae.training.features import utterance_features
 from minidvae.training.recipes import resolve
 from minidvae.training.settings import SettingError
@@ -326,8 +327,9 @@ def extractor(folder, name="fhvae", seed=0, **config) -> str:
     if name in sizes:
         model.standardise.set(torch.full((80,), -5.0), torch.full((80,), 3.0))
     folder.mkdir(exist_ok=True)
-    plan = {"recipe": asdict(replace(recipe(), models={}))}
-    checkpoint.save(folder / "best.pt", name, model, audio.FEATURE_STFT, plan=plan)
+    plan = asdict(Plan(name, "quick", "built-in", seed, "fp32", recipe=asdict(replace(recipe(), models={}))))
+    state = {"plan": plan, "progress": asdict(Progress())}
+    checkpoint.save(folder / "best.pt", name, model, audio.FEATURE_STFT, **state)
     return str(folder)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..files import in_use
 from . import audio, layouts, synthetic
 from .layouts import CorpusError
 
@@ -23,6 +24,7 @@ SHORTEST = 0.1  # seconds; shorter files are skipped
 # Names of conditions (Aurora-4's) and the ones of `synthetic.apply_condition`. "both": noise and channel.
 CONDITIONS = {"clean": "clean", "noisy": "noise", "channel": "channel", "both": "both"}
 TALKERS = 8  # voices in babble
+PACKING = "packing-"  # how the names of temporary folders begin
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.n
     replaced. What is not among the fields is found out here: where an utterance begins, its length and its trim, and
     its split where there are none. CorpusError where there are no clips; OSError where `folder` cannot be written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory("", "packing-", folder.parent, ignore_cleanup_errors=True) as temporary:
+    directory = tempfile.TemporaryDirectory("", PACKING, folder.parent, ignore_cleanup_errors=True)
+    with directory as temporary, in_use(temporary):
         rows, samples = [], 0
         packed = Path(temporary, "corpus")
         packed.mkdir()

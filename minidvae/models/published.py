@@ -94,7 +94,7 @@ def parse(setting: str, key: str, text: str) -> int | bool | tuple[int, ...]:
             raise ValueError
         return int(text)
     except (KeyError, ValueError):
-        raise ValueError(f"[Network] {key}={text!r} does not read") from None
+        raise ValueError(f"[Network] {key}={text[:40]!r} does not read") from None
 
 
 def their_key(name: str, key: str, config: dict) -> str:

@@ -47,7 +47,7 @@ class Corpus:
         """The same utterances before conditions were laid over them; the corpus itself where none were."""
         if self.clean is None:
             return self
-        utterances = tuple(replace(u, condition="clean") for u in self.utterances)
+        utterances = tuple(u._replace(condition="clean") for u in self.utterances)
         name, layout = (text.removeprefix(CONDITIONS_OF) for text in (self.name, self.layout))
         return Corpus(name, layout, utterances, self.clean, self.drawn)
 

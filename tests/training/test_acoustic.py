@@ -288,7 +288,7 @@ def test_domains(corpus, domain, speakers):
 
 def test_what_cannot_be_learned_is_one_line(corpus):
     def without(*fields):
-        return replace(train, utterances=tuple(replace(u, **dict.fromkeys(fields, "")) for u in train.utterances))
+        return replace(train, utterances=tuple(u._replace(**dict.fromkeys(fields, "")) for u in train.utterances))
 
     train = corpus.split("train")
     for speech, changes, expected in (
@@ -300,7 +300,7 @@ def test_what_cannot_be_learned_is_one_line(corpus):
         with pytest.raises(CorpusError) as error:
             Utterances(speech, recipe(**changes), 0, CPU)
         assert expected in str(error.value) and "\n" not in str(error.value)
-    some = replace(train, utterances=(replace(train.utterances[0], phones=()), *train.utterances[1:]))
+    some = replace(train, utterances=(train.utterances[0]._replace(phones=()), *train.utterances[1:]))
     source = Utterances(some, recipe(), 0, CPU)
     assert source.skipped == 1 and 0 not in source.used
 

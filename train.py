@@ -40,7 +40,7 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         model.parameter_groups(batches), betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay
     )
     if run.resumed:
-        optimiser.load_state_dict(run.optimiser)
+        run.load_optimiser(optimiser)
     same_noise = {"fallback_random": True}  # as it is drawn without compiling
     loss_of = Loss(torch.compile(model.loss, options=same_noise) if compiled else model.loss, model)
     if processes.count() > 1:

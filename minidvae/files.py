@@ -11,8 +11,32 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+
+TEMPORARY = ".[0-9]*-" + 8 * "[0-9a-f]" + "-*"  # names of temporary files: process id, random number, name
+
+
+@contextmanager
+def in_use(path: str | Path, must: bool = False) -> Iterator[None]:
+    """Lock a temporary file or folder while it is made, so that `remove_leftovers` sees that its process lives. `must`:
+    OSError where another process has locked it, or the file system has no locks."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with suppress(*(() if must else (OSError,))):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache
+def remove_leftovers(folder: Path, pattern: str = TEMPORARY) -> None:
+    """Remove the temporary files and folders of killed processes from a folder, once in a process."""
+    for path in folder.glob(pattern):
+        with suppress(OSError), in_use(path, must=True):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -24,11 +48,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     try:
         stream = _stream(path)
-        folder = target.parent if stream is None else tempfile.gettempdir()
+        folder = target.parent if stream is None else Path(tempfile.gettempdir())
+        remove_leftovers(folder)
         beside = Path(folder, f".{os.getpid()}-{secrets.token_hex(4)}-{path.name}")  # writers go by the suffix
+        beside.touch(exist_ok=False)
         try:
-            yield beside
-            with open(beside, "rb") as written:
+            with in_use(beside), open(beside, "rb") as written:
+                yield beside
                 if stream is None:
                     os.fsync(written.fileno())
                     os.replace(beside, target)

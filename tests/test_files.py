@@ -100,3 +100,45 @@ def test_a_line_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as error:
         files.append_line(Full(), "{}")
     assert error.value.filename == "log.jsonl"
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+from minidvae.data import packing
+from minidvae.files import atomic_write
+
+def clips():
+    print("ready", flush=True)
+    time.sleep(600)
+    yield
+
+with atomic_write("last.pt") as beside:
+    beside.write_text("half")
+    packing.write(Path("cache/corpus"), "corpus", "folder", clips(), [])
+"""
+
+
+def test_leftovers_of_killed_processes(tmp_path, monkeypatch):
+    """What a killed process left stays for ever; or what a living one writes is removed, or files of the user."""
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parents[1]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(root)}
+    )
+    try:
+        assert writer.stdout.readline() == b"ready\n"
+        (tmp_path / ".12-mine").touch()
+        there = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+
+        def start() -> set[Path]:
+            files.remove_leftovers.cache_clear()  # as in a new process
+            write_text("a.txt", "text")
+            files.remove_leftovers(Path("cache"), "packing-*")
+            return {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+
+        assert start() == there | {Path("a.txt")} and len(there) == 6
+    finally:
+        writer.kill()
+        writer.wait()
+    assert start() == {Path(name) for name in ("a.txt", ".12-mine", "cache")}

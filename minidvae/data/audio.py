@@ -123,10 +123,8 @@ def _window(shape: str, length: int, device: torch.device, dtype: torch.dtype) -
     n = torch.arange(length, dtype=torch.float64)
     if shape == "sine":
         window = torch.sin(torch.pi * (n + 0.5) / length)
-    elif shape == "hamming":
-        window = 0.54 - 0.46 * torch.cos(2 * torch.pi * n / length)
     else:
-        raise ValueError(f"window {shape!r} is unknown; expected 'sine' or 'hamming'")
+        window = 0.54 - 0.46 * torch.cos(2 * torch.pi * n / length)
     return window.to(device, dtype)
 
 
@@ -148,6 +146,8 @@ class STFT:
         if self.window_length % 2 or not 0 < self.hop <= self.window_length // 2:
             what = f"a window of {self.window_length} with a hop of {self.hop} samples"
             raise ValueError(f"{what} cannot be inverted; expected an even window and a hop of at most half of it")
+        if self.window not in ("sine", "hamming"):
+            raise ValueError(f"window {self.window!r} is unknown; expected 'sine' or 'hamming'")
 
     @property
     def bins(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..files import remove_leftovers
 from . import audio, layouts, packing, synthetic
 from .layouts import CorpusError
 from .packing import Utterance
@@ -46,7 +47,7 @@ class Corpus:
         """The same utterances before conditions were laid over them; the corpus itself where none were."""
         if self.clean is None:
             return self
-        utterances = tuple(replace(u, condition="clean") for u in self.utterances)
+        utterances = tuple(u._replace(condition="clean") for u in self.utterances)
         name, layout = (text.removeprefix(CONDITIONS_OF) for text in (self.name, self.layout))
         return Corpus(name, layout, utterances, self.clean, self.drawn)
 
@@ -114,6 +115,7 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
         looked_for = "a folder of speech, a sound file, a manifest (TSV: path, speaker, split), or the word built-in"
         raise CorpusError(f"{name}: no such file or folder; looked for {looked_for}")
     folder = cache / _digest([packing.FORMAT, place, contents])[:24]
+    remove_leftovers(cache, f"{packing.PACKING}*")
     if (found := packing.read(folder)) is None:
         notes = []
         if clean is not None:

@@ -10,6 +10,7 @@ import torch
 
 from . import audio
 from .corpus import Corpus, CorpusError
+from .packing import prefetch
 
 COSINES = 4  # of an equaliser's curve
 RATE_STEP = 800  # Hz: speeds are multiples of 1/20, for which resampling takes a short filter
@@ -50,6 +51,7 @@ class Windows:
     def __getitem__(self, numbers: np.ndarray) -> torch.Tensor:
         """Windows by their numbers: (n,) → (n, samples) float32 on the CPU, pinned where there is a GPU."""
         starts = self.start(numbers)
+        prefetch(self.corpus.packed, starts, self.samples)
         windows = torch.empty(len(numbers), self.samples, pin_memory=torch.cuda.is_available())
         for window, start in zip(windows.numpy(), starts, strict=True):
             window[:] = self.corpus.packed[start : start + self.samples]

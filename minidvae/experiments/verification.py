@@ -109,7 +109,7 @@ def pieces(corpus: Corpus) -> Corpus:
         length = (stop - first) // number
         for k in range(number):
             place = {"start": u.start + first + k * length, "length": length, "trim": (0, length)}
-            utterances.append(replace(u, name=f"{u.name}-{k}", text="", phones=(), **place))
+            utterances.append(u._replace(name=f"{u.name}-{k}", text="", phones=(), **place))
     return replace(corpus, utterances=tuple(utterances))
 
 

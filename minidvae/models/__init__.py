@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .acoustic import Acoustic, AcousticConfig
 from .beta_vae import BetaVAE, BetaVAEConfig
@@ -12,6 +14,7 @@ from .dsae import DSAE, DSAEConfig
 from .fhvae import FHVAE, FHVAEConfig
 from .hit_dvae import HiTDVAE
 from .light_dvae import LigHTConfig, LigHTDVAE
+from .parameters import CheckpointError
 from .rvae import RVAE, RVAEConfig
 from .srnn import SRNN, SRNNConfig
 from .storn import STORN, STORNConfig
@@ -44,3 +47,23 @@ def build_model(name: str, **config) -> nn.Module:
     if unknown := sorted(set(config) - set(known)):
         raise ValueError(f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(known)}")
     return model(settings(**config))
+
+
+def outline(name: str, config: dict, most: int) -> nn.Module:
+    """The model of a file's settings, its parameters without memory, to be compared with those in the file. No more is
+    made than `most` parameters, as many as the file has. CheckpointError where there is no such model."""
+    made = []
+
+    def count(*parameter) -> None:
+        made.append(parameter[1])
+        if len(made) > most:
+            raise CheckpointError(f"its settings describe a {name} of more parameters than the {most} in the file")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return build_model(name, **config)
+    except Exception as error:  # torch raises anything for sizes that cannot be
+        raise CheckpointError(str(error).partition("\n")[0]) from None
+    finally:
+        hook.remove()

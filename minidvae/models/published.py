@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..data.audio import SAMPLE_RATE, STFT
-from . import MODELS, build_model
+from . import MODELS, build_model, outline
 from .parameters import CheckpointError, check_parameters, unpickle
 
 LATER_OUTPUT = re.compile(r"^gen_out\b")  # the name of `gen_logvar` in later versions of the format
@@ -87,14 +87,14 @@ def read_settings(network: dict[str, str]) -> tuple[str, dict]:
 def parse(setting: str, key: str, text: str) -> int | bool | tuple[int, ...]:
     try:
         if setting.endswith("hidden"):
-            return tuple(int(width) for width in text.split(",")) if text else ()
+            return tuple(parse("width", key, width) for width in text.split(",")) if text else ()
         if setting == "bidirectional":
             return {"true": True, "false": False}[text.lower()]
-        if int(text) < 1:
+        if not 1 <= int(text) < 2**31:
             raise ValueError
         return int(text)
     except (KeyError, ValueError):
-        raise ValueError(f"[Network] {key}={text!r} does not read") from None
+        raise ValueError(f"[Network] {key}={text[:40]!r} does not read") from None
 
 
 def their_key(name: str, key: str, config: dict) -> str:
@@ -113,17 +113,18 @@ def their_key(name: str, key: str, config: dict) -> str:
 def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, str]) -> nn.Module:
     """The model of a state dict in the published format "DVAE-speech"; `network` is the [Network] section. Raises
     CheckpointError naming the first setting, key or shape that does not fit."""
-    try:
-        name, config = read_settings(network)
-        model = build_model(name, **config)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise CheckpointError("not a plain state dict of tensors")
-    state_dict = {LATER_OUTPUT.sub("gen_logvar", key): value for key, value in state_dict.items()}
-    theirs = {key: their_key(name, key, config) for key, _ in model.named_parameters()}
-    expected = {theirs[key]: parameter for key, parameter in model.named_parameters()}
+    try:
+        name, config = read_settings(network)
+        sketch = outline(name, config, len(state_dict))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    state_dict = {LATER_OUTPUT.sub("gen_logvar", str(key)): value for key, value in state_dict.items()}
+    theirs = {key: their_key(name, key, config) for key, _ in sketch.named_parameters()}
+    expected = {theirs[key]: parameter for key, parameter in sketch.named_parameters()}
     check_parameters(expected, state_dict, f"not the {name} of [Network]: ")
+    model = build_model(name, **config)
     model.load_state_dict({key: state_dict[their] for key, their in theirs.items()}, strict=False)
     return model
 
@@ -143,11 +144,14 @@ def load_dvae_speech(folder: str | Path) -> tuple[nn.Module, STFT]:
         length = round(rate * window)
         stft = STFT(length, round(length * ini.getfloat("STFT", "hop_percent")))
         network = dict(ini["Network"])
-    except (configparser.Error, KeyError, ValueError) as error:
+    except (configparser.Error, KeyError, OSError, OverflowError, ValueError) as error:
         raise CheckpointError(f"{configuration}: {str(error).splitlines()[0]}") from None
     if rate != SAMPLE_RATE:
         raise CheckpointError(f"{configuration}: fs={rate}; expected {SAMPLE_RATE}")
     try:
-        return import_dvae_speech(unpickle(files[0]), network), stft
+        model = import_dvae_speech(unpickle(files[0]), network)
+        if stft.bins != model.config.bins:
+            raise CheckpointError(f"a window of {length} samples does not have x_dim={model.config.bins} bins")
+        return model, stft
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None

@@ -1,6 +1,8 @@
 """Checkpoints: written whole or not at all, read without running code, checked before use."""
 
 import dataclasses
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,12 +10,40 @@ from torch import nn
 
 from ..data.audio import STFT
 from ..files import atomic_write
-from ..models import MODELS, build_model
+from ..models import MODELS, build_model, outline
+from ..models.base import DVAE
 from ..models.parameters import CheckpointError, check_parameters, unpickle
 from ..models.published import load_dvae_speech
+from .settings import Recipe, SettingError, check_config, check_numbers, typed
 
 RUNS = Path("runs")  # where train.py puts the folders of runs by default
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # NAME.pt and its card NAME.md for each model that ships
+
+
+@dataclass
+class Plan:
+    """What the checkpoints of a run say of it: with the same, it goes on as if it had not been interrupted."""
+
+    model: str
+    recipe_name: str
+    data: str
+    seed: int
+    precision: str
+    init: str = ""  # folder of the run that it started from
+    recipe: dict = field(default_factory=dict)  # complete: with steps and report
+    fingerprint: str = ""  # of the corpus
+    labels: str = ""  # of what is known of its utterances, where the model learns from that
+    extractor: str = ""  # of the model whose latents it learns from
+
+
+@dataclass
+class Progress:
+    step: int = 0
+    best: float = math.inf  # development loss
+    waited: int = 0  # reports since that was reached
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # of each term of the loss since the last report
+    count: int = 0  # steps since then
 
 
 def save(path: str | Path, model_name: str, model: nn.Module, stft: STFT, **state) -> None:
@@ -38,14 +68,33 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
         raise CheckpointError(f"{path}: not a checkpoint of minidvae; expected a file that train.py wrote")
     try:
         content["config"].pop("position_offset", None)  # of 0.2, which moved positions in training
-        model = build_model(content["model"], **content["config"]).to(device)
-        check_parameters(model.state_dict(), content["parameters"], f"{path}: ")
-        model.load_state_dict(content["parameters"])
-        return model, STFT(**content["stft"]), content
-    except CheckpointError:
-        raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        name, parameters, stft = content["model"], content["parameters"], typed(STFT, content["stft"])
+        config = vars(typed(MODELS[name][1], content["config"]))
+        check_config(config)
+        sketch = outline(name, config, len(parameters))
+        check_parameters(sketch.state_dict(), parameters)
+        if isinstance(sketch, DVAE) and stft.bins != sketch.config.bins:
+            raise SettingError(f"a window of {stft.window_length} samples does not have {sketch.config.bins} bins")
+        if "plan" in content:
+            check_plan(content)
+        model = build_model(name, **config).to(device)
+        model.load_state_dict(parameters)
+        return model, stft, content
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not describe a model of this version ({error})") from None
+
+
+def check_plan(content: dict) -> None:
+    """Raises KeyError, TypeError or SettingError where a checkpoint's plan and progress are not those of a training of
+    its model. Those of models that ship do not name the data."""
+    plan, progress = typed(Plan, {"data": ""} | content["plan"]), typed(Progress, content["progress"])
+    Recipe.of(plan.recipe)
+    check_numbers(vars(progress), not_negative=("step", "waited", "seconds", "count"))
+    check_numbers(progress.sums, finite=progress.sums)
+    if plan.model != content["model"] or plan.precision not in ("fp32", "bf16") or not 0 <= plan.seed < 2**32:
+        raise SettingError(f"no training of a {content['model']} has this plan")
 
 
 def load_run(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:

@@ -4,7 +4,7 @@ import dataclasses
 
 from ..models import MODELS
 from .kinds import kind_of
-from .settings import Recipe, SettingError, check_numbers, known, parse
+from .settings import Recipe, SettingError, check_config, known, parse
 
 OF_SOME_KINDS = {name for model, _ in MODELS.values() for name in kind_of(model).settings}  # fields of Recipe
 
@@ -126,7 +126,5 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
     config = dataclasses.asdict(config_type(**{k: v for k, v in given.items() if k in config_fields}))
     kind.check(model, settings, config, overrides)
     config |= {name: value for name, value in kind.derived(settings).items() if name in config}
-    numbers = {name for name, kind in config_fields.items() if kind not in (str, bool)}
-    may_be_zero, any_sign = {"beta_z", "beta_w", "beta", "alpha", "context", "projection"}, {"z_log_variance"}
-    check_numbers(config, numbers - may_be_zero - any_sign, numbers & may_be_zero, numbers & any_sign)
+    check_config(config)
     return settings, config

@@ -18,36 +18,11 @@ from ..models.base import Model
 from ..models.parameters import CheckpointError
 from . import checkpoint
 from .batches import Batches
+from .checkpoint import Plan, Progress
 from .features import stft_of
 from .kinds import kind_of
 from .recipes import RECIPES, resolve
 from .settings import Recipe, SettingError, known, overrides
-
-
-@dataclass
-class Plan:
-    """What the checkpoints of a run say of it: with the same, it goes on as if it had not been interrupted."""
-
-    model: str
-    recipe_name: str
-    data: str
-    seed: int
-    precision: str
-    init: str = ""  # folder of the run that it started from
-    recipe: dict = field(default_factory=dict)  # complete: with steps and report
-    fingerprint: str = ""  # of the corpus
-    labels: str = ""  # of what is known of its utterances, where the model learns from that
-    extractor: str = ""  # of the model whose latents it learns from
-
-
-@dataclass
-class Progress:
-    step: int = 0
-    best: float = math.inf  # development loss
-    waited: int = 0  # reports since that was reached
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)  # of each term of the loss since the last report
-    count: int = 0  # steps since then
 
 
 @dataclass
@@ -140,6 +115,25 @@ class TrainingRun:
             size += len(line)
         self.log_file.truncate(size)
 
+    def load_optimiser(self, optimiser: torch.optim.Optimizer) -> None:
+        """Give a new optimiser the state in the checkpoint. CheckpointError where it is not one of these parameters."""
+        groups, twins = optimiser.state_dict()["param_groups"], {}  # what groups say follows from recipe and model
+        try:
+            optimiser.load_state_dict({"state": self.optimiser["state"], "param_groups": groups})
+            for group in optimiser.param_groups:  # what a step leaves, by parameters without memory
+                twins |= {p: torch.empty_like(p, device="meta") for p in group["params"]}
+            twin = type(optimiser)([g | {"params": [twins[p] for p in g["params"]]} for g in optimiser.param_groups])
+            for parameter in twins.values():
+                parameter.grad = torch.empty_like(parameter)
+            twin.step()
+            for parameter, state in optimiser.state.items():
+                expected = {name: value.shape for name, value in twin.state[twins[parameter]].items()}
+                if {name: value.shape for name, value in state.items()} != expected:
+                    raise ValueError("of other parameters")
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            wrong = f"the state of the optimiser is not one of this model ({error})"
+            raise CheckpointError(f"{self.folder / 'last.pt'}: {wrong}") from None
+
     def log(self, report: dict) -> None:
         if processes.rank() == 0:
             self.reports.append(report)
@@ -198,10 +192,13 @@ def resume(args, device: torch.device) -> TrainingRun:
         if getattr(args, flag) not in (None, []):
             raise SettingError(f"--{flag}: cannot change in a run that is resumed; leave it out")
     folder = args.run or checkpoint.newest_run()
-    model, _, content = checkpoint.restore(folder / "last.pt", device)
+    model, stft, content = checkpoint.restore(folder / "last.pt", device)
     try:
         plan, progress, optimiser = Plan(**content["plan"]), Progress(**content["progress"]), content["optimiser"]
-        recipe = Recipe.of(plan.recipe)
+        recipe, config = Recipe.of(plan.recipe), asdict(model.config)
+        derived = kind_of(type(model)).derived(recipe) | ({"bins": config["bins"]} if recipe.extractor else {})
+        if config | {name: derived[name] for name in derived if name in config} != config or stft != stft_of(recipe):
+            raise SettingError("its recipe is another model's")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: not a run that this version can go on with ({error})") from None
     if args.steps and args.steps < progress.step:

@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import get_args, get_origin
 
 FEATURES = ("power", "fbank", "log_magnitude")
 LATENTS = {"fhvae": ("z1", "z2"), "beta_vae": ("z",)}  # of which a recogniser can be given the posterior
@@ -47,6 +48,30 @@ def check_numbers(settings: dict, positive=(), not_negative=(), finite=()) -> No
             if not all(least <= value <= (LARGEST if isinstance(value, int) else 1e300) for value in values):
                 shown = str(settings[name])[:40]
                 raise SettingError(f"{name}={shown}: expected a number {expected}, whole ones at most {LARGEST}")
+
+
+def check_config(config: dict) -> None:
+    """Raises SettingError for the first number of a model's settings that cannot be."""
+    numbers = {name for name, value in config.items() if not isinstance(value, (str, bool))} - {"symbols"}
+    may_be_zero = {*"beta_z beta_w beta alpha context projection delay sequences lanes".split()} & numbers
+    any_sign = {"z_log_variance"} & numbers
+    check_numbers(config, numbers - may_be_zero - any_sign, may_be_zero, any_sign)
+
+
+def typed(settings: type, content: dict):
+    """A dataclass of what a file says. SettingError or TypeError where a field is unknown or has another type."""
+
+    def fits(value, expected) -> bool:
+        if not (inner := get_args(expected)):
+            return type(value) is expected or (expected is float and type(value) is int)
+        items, inner = (value.values(), inner[1]) if isinstance(value, dict) else (value, inner[0])
+        return type(value) is get_origin(expected) and all(fits(item, inner) for item in items)
+
+    made = settings(**content)
+    for found in fields(settings):
+        if not fits(value := getattr(made, found.name), found.type):
+            raise SettingError(f"{found.name}={str(value)[:40]}: expected {found.type}")
+    return made
 
 
 @dataclass(frozen=True)
@@ -121,7 +146,7 @@ class Recipe:
     def of(cls, settings: dict) -> "Recipe":
         """From its fields as a checkpoint has them. TypeError or SettingError where they are not a recipe's."""
         names = {"redraw": "table_steps"}  # in runs of version 0.1
-        return cls(**{names.get(name, name): value for name, value in settings.items()})
+        return typed(cls, {names.get(name, name): value for name, value in settings.items()})
 
     def learning_rate_at(self, step: int) -> float:
         if step < self.warmup:

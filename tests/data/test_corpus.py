@@ -3,9 +3,12 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import time
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -498,12 +501,13 @@ def test_two_processes_pack_at_once(folder, load, monkeypatch):
     [
         ("waveforms.int16", lambda content: content[:1000]),
         ("waveforms.int16", lambda content: b""),
-        ("index.json", lambda content: b"{}"),
-        ("index.json", lambda content: b"[1]"),
-        ("index.json", lambda content: content.replace(b'"start": 0', b'"start": -9')),
-        ("index.json", lambda content: content.replace(b'"length": 4800', b'"length": 4900')),
-        ("index.json", lambda content: content.replace(b'"samples": 24000', b'"samples": 4800')),
-        ("index.json", lambda content: content.replace(b'"split": "train"', b'"split": null')),
+        ("index.jsonl", lambda content: b"{}"),
+        ("index.jsonl", lambda content: b"[1]"),
+        ("index.jsonl", lambda content: content[: len(content) // 2]),
+        ("index.jsonl", lambda content: content.replace(b"[0, 4800", b"[-9, 4800")),
+        ("index.jsonl", lambda content: content.replace(b"[4800, 4800", b"[4900, 4800")),
+        ("index.jsonl", lambda content: content.replace(b'"samples": 24000', b'"samples": 4800')),
+        ("index.jsonl", lambda content: content.replace(b'["train"', b"[null")),
     ],
 )
 def test_damaged_cache_is_packed_again(file, change, folder, tmp_path, load):
@@ -596,7 +600,7 @@ def test_conditions(quiet, load):
     """An utterance is missing or changes in more than its samples, the conditions are not a quarter each or not what
     their names say, or the clean samples cannot be had or be told from the others."""
     clean, laid = load(quiet), load(f"conditions:{quiet}")
-    assert tuple(replace(u, condition="") for u in laid.utterances) == clean.utterances
+    assert tuple(u._replace(condition="") for u in laid.utterances) == clean.utterances
     assert any(u.phones and u.text and u.trim[0] > 0 for u in laid.utterances)
     conditions = np.array([u.condition for u in laid.utterances])
     counts = np.array([(conditions == condition).sum() for condition in CONDITIONS])
@@ -818,6 +822,51 @@ def test_drawing_from_ten_hours(tmp_path):
         crops(0)
         times.append(time.perf_counter() - begin)
     assert min(times) < 0.02
+
+
+OPEN = """
+import resource, sys, time
+from pathlib import Path
+from minidvae.data import packing
+from minidvae.data.corpus import Corpus
+from minidvae.data.crops import RandomCrops
+
+def timed(call, repeats):
+    times = []
+    for _ in range(repeats):
+        begin = time.process_time(), time.perf_counter()
+        call()
+        times.append((time.process_time() - begin[0], time.perf_counter() - begin[1]))
+    return [min(column) for column in zip(*times)]
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = packing.read(Path(sys.argv[1]))
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+corpus = Corpus("speech", found.layout, found.utterances, found.samples)
+crops, steps = RandomCrops(corpus.split("train"), 38400, 32), iter(range(100))
+print(len(corpus), memory / 1024, timed(lambda: packing.read(Path(sys.argv[1])), 2)[0])
+print(timed(lambda: corpus.split("train"), 3)[0], timed(lambda: corpus.fingerprint, 2)[0])
+print(timed(lambda: crops(next(steps)), 10)[1])
+"""
+
+
+def test_a_thousand_hours(tmp_path):
+    """The index of 280,000 utterances takes seconds to open, or more memory than a small machine has; a split or the
+    fingerprint takes seconds; or a batch takes a second, since pages are read one after the other."""
+    length, text = 13 * RATE, "AS LONG AS A LINE OF LIBRISPEECH IS " * 5
+    names = [(f"{k % 2400}-{k:06d}", str(k % 2400), "train" if k % 50 else "dev") for k in range(280_000)]
+    utterances = (
+        Utterance(*name, k * length, length, (512, length - 512), text, sex="F") for k, name in enumerate(names)
+    )
+    about = {"layout": "LibriSpeech", "notes": [], "drawn": False, "samples": len(names) * length}
+    packing.write_index(tmp_path, about, utterances)
+    with open(tmp_path / "waveforms.int16", "wb") as file:
+        file.truncate(2 * about["samples"])  # a hole, which takes no room on the disk
+    command = [sys.executable, "-c", OPEN, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    count, megabytes, seconds, split, fingerprint, batch = map(float, found.stdout.split())
+    assert count == len(names) and megabytes < 300 and seconds < 1
+    assert split < 0.2 and fingerprint < 1 and batch < 0.1
 
 
 # ---- real speech ------------------------------------------------------------------------------------------

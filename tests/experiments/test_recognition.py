@@ -228,7 +228,7 @@ def test_speech_that_says_nothing_of_errors(corpus, tmp_path):
     """Fails where a corpus without labels is 0 errors, or a traceback."""
     run = run_of(corpus, tmp_path)
     (tmp_path / "eval").mkdir()
-    bare = replace(corpus, utterances=tuple(replace(u, phones=(), text="") for u in run.test.utterances))
+    bare = replace(corpus, utterances=tuple(u._replace(phones=(), text="") for u in run.test.utterances))
     with pytest.raises(CorpusError, match="test split has nothing to compare with; expected phone labels"):
         recognition.evaluate_run(replace(run, test=bare), Options())
     women = tuple(u for u in corpus.utterances if u.sex == "F" or u.split != "dev")

@@ -160,7 +160,7 @@ def test_phones_at_samples():
     utterance = Utterance("u", "s", "test", 0, 100, (0, 100), phones=((0, 10, "a"), (10, 30, "b"), (40, 50, "c")))
     samples = np.array([0, 9, 10, 29, 30, 39, 40, 49, 50, 99])
     assert probes.phones_at(utterance, samples).tolist() == ["a", "a", "b", "b", "", "", "c", "c", "", ""]
-    bare = dataclasses.replace(utterance, phones=())
+    bare = utterance._replace(phones=())
     assert probes.phones_at(bare, samples).tolist() == [""] * 10
 
 
@@ -284,7 +284,7 @@ def test_pairs_of_conversion(labelled, speech, tmp_path):
     test = labelled.split("test")
     for source, reference in T.conversion_pairs(test, 4, seed=0):
         assert {test.utterances[source].sex, test.utterances[reference].sex} == {"F", "M"}
-    utterances = tuple(dataclasses.replace(u, sex="") for u in labelled.split("train").utterances)
+    utterances = tuple(u._replace(sex="") for u in labelled.split("train").utterances)
     unknown = dataclasses.replace(labelled, utterances=utterances)
     pairs = T.conversion_pairs(unknown, 100, seed=0)
     assert [source for source, _ in pairs] == list(range(6))

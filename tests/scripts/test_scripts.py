@@ -345,6 +345,45 @@ def test_resume_refuses_what_it_cannot_go_on_with(speech, capsys):
     assert "optimiser" in capsys.readouterr().err
 
 
+TAMPERED = {  # part of a checkpoint: what is written over it
+    "plan": ["text", {}, {"seed": "x"}, {"seed": -1}, {"model": "dkf"}, {"precision": "fp8"}, {"data": 3}, {"more": 1}],
+    "plan.recipe": ["text", {}, {"frames": "x"}, {"hop": 128}, {"batch": 0}, {"window": 512}, {"optimiser": "muon"}],
+    "progress": [
+        "text",
+        {"step": "x"},
+        {"step": -1},
+        {"count": -1},
+        {"sums": {"loss": "x"}},
+        {"sums": 3},
+        {"best": ()},
+    ],
+    "optimiser": ["text", {"state": {0: {}}}, {"state": {0: {"step": 1}}}, {"state": {999: {}}}, {"state": 7}],
+    "stft": ["text", {"hop": 128}, {"hop": "x"}, {"window": "round"}, {"window_length": 512}],
+    "config": ["text", {"beta_z": "x"}, {"beta_z": -1.0}, {"latent": 2.0}, {"hidden": 8}, {"input_scale": "mel"}],
+}
+
+
+def test_a_tampered_run_is_one_line(speech, capsys):
+    """A field of a checkpoint that is not what training wrote ends in a traceback, or training goes on with it."""
+    arguments = ["--steps", 2, "--set", "frames=10", "batch=2", "report=1", "hidden=64", "optimiser=adamw"]
+    assert train(speech, *arguments, model="vae") == 0
+    for part, changes in TAMPERED.items():
+        for change in changes:
+            content = torch.load("run/last.pt")
+            *outer, name = part.split(".")
+            inside = content[outer[0]] if outer else content
+            whole = inside[name]
+            inside[name] = whole | change if change and isinstance(change, dict) and isinstance(whole, dict) else change
+            if part == "optimiser" and change != "text":
+                inside[name] = change | {"param_groups": whole["param_groups"]}
+            Path("changed").mkdir(exist_ok=True)
+            torch.save(content, "changed/last.pt")
+            capsys.readouterr()
+            assert call(train_script, "--resume", "--run", "changed", "--steps", 3) == 2, (part, change)
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert error.startswith("train.py: error: changed"), (part, change, error)
+
+
 BAD = {  # arguments of train.py: what the one line must say
     ("--model", "light_dave"): "light_dvae",
     ("--model", "vae", "--recipe", "quik"): "quick",

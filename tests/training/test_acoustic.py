@@ -18,6 +18,7 @@ from minidvae.data.corpus import CorpusError, load_corpus
 from minidvae.models import build_model
 from minidvae.models.recognisers import FrameBatch
 from minidvae.training import checkpoint, features
+from minidvae.training.checkpoint import Plan, Progress
 from minidvae.training.features import utterance_features
 from minidvae.training.recipes import resolve
 from minidvae.training.settings import SettingError
@@ -287,7 +288,7 @@ def test_domains(corpus, domain, speakers):
 
 def test_what_cannot_be_learned_is_one_line(corpus):
     def without(*fields):
-        return replace(train, utterances=tuple(replace(u, **dict.fromkeys(fields, "")) for u in train.utterances))
+        return replace(train, utterances=tuple(u._replace(**dict.fromkeys(fields, "")) for u in train.utterances))
 
     train = corpus.split("train")
     for speech, changes, expected in (
@@ -299,7 +300,7 @@ def test_what_cannot_be_learned_is_one_line(corpus):
         with pytest.raises(CorpusError) as error:
             Utterances(speech, recipe(**changes), 0, CPU)
         assert expected in str(error.value) and "\n" not in str(error.value)
-    some = replace(train, utterances=(replace(train.utterances[0], phones=()), *train.utterances[1:]))
+    some = replace(train, utterances=(train.utterances[0]._replace(phones=()), *train.utterances[1:]))
     source = Utterances(some, recipe(), 0, CPU)
     assert source.skipped == 1 and 0 not in source.used
 
@@ -326,8 +327,9 @@ def extractor(folder, name="fhvae", seed=0, **config) -> str:
     if name in sizes:
         model.standardise.set(torch.full((80,), -5.0), torch.full((80,), 3.0))
     folder.mkdir(exist_ok=True)
-    plan = {"recipe": asdict(replace(recipe(), models={}))}
-    checkpoint.save(folder / "best.pt", name, model, audio.FEATURE_STFT, plan=plan)
+    plan = asdict(Plan(name, "quick", "built-in", seed, "fp32", recipe=asdict(replace(recipe(), models={}))))
+    state = {"plan": plan, "progress": asdict(Progress())}
+    checkpoint.save(folder / "best.pt", name, model, audio.FEATURE_STFT, **state)
     return str(folder)
 
 

@@ -1,5 +1,9 @@
 """Checkpoints are whole, safe to read, and refused where they do not fit."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,8 +14,8 @@ from minidvae.training import checkpoint
 
 
 def test_round_trip(tmp_path):
-    model = build_model("vae", hidden=(8, 4), input_scale="root")
-    model.fit_statistics(torch.rand(2, 5, 513))
+    model = build_model("vae", bins=257, hidden=(8, 4), input_scale="root")
+    model.fit_statistics(torch.rand(2, 5, 257))
     checkpoint.save(tmp_path / "x.pt", "vae", model, STFT(512, 128), step=7)
     again, stft, content = checkpoint.restore(tmp_path / "x.pt")
     assert stft == STFT(512, 128) and content["step"] == 7 and again.config == model.config
@@ -78,3 +82,51 @@ def test_unknown_content_is_refused(tmp_path):
         torch.save(content | change, tmp_path / "y.pt")
         with pytest.raises(CheckpointError, match="y.pt"):
             checkpoint.restore(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hidden": (1,) * 200_000}, {"hidden": (2**16, 2**16)}, {"bins": 2**24}, {"hidden": (-1,)}]
+)
+def test_no_model_of_sizes_that_the_file_has_not(settings, tmp_path):
+    """A file of some kB makes a model of gigabytes before it is refused."""
+    checkpoint.save(tmp_path / "x.pt", "vae", build_model("vae", hidden=(8,)), STFT())
+    content = torch.load(tmp_path / "x.pt")
+    content["config"] |= settings
+    torch.save(content, tmp_path / "x.pt")
+    script = f"""
+import resource, sys
+from minidvae.training import checkpoint
+limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    checkpoint.restore({str(tmp_path / "x.pt")!r})
+except checkpoint.CheckpointError:
+    sys.exit(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - limit > 200_000)  # kB
+sys.exit("not refused")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_number_does_not_stand_for_a_tensor(tmp_path):
+    """Parameters that repeat one number, or each other's, are a small file and a model of any size."""
+    model = build_model("vae", hidden=(8,))
+    for repeated in (torch.zeros(1), torch.zeros(513 * 8)):
+        parameters = {name: value.clone() for name, value in model.state_dict().items()}
+        for name, value in parameters.items():
+            if value.numel() <= 513 * 8:
+                parameters[name] = repeated.expand(max(value.numel(), len(repeated)))[: value.numel()].view(value.shape)
+        checkpoint.save(tmp_path / "x.pt", "vae", model, STFT())
+        torch.save(torch.load(tmp_path / "x.pt") | {"parameters": parameters}, tmp_path / "x.pt")
+        with pytest.raises(CheckpointError, match="fewer numbers"):
+            checkpoint.restore(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
+def test_parameters_of_another_kind_of_number(dtype, tmp_path):
+    """They are converted, unsaid."""
+    model = build_model("vae", hidden=(8,))
+    checkpoint.save(tmp_path / "x.pt", "vae", model, STFT())
+    content = torch.load(tmp_path / "x.pt")
+    content["parameters"]["output.bias"] = content["parameters"]["output.bias"].to(dtype)
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="output.bias"):
+        checkpoint.restore(tmp_path / "x.pt")

@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     add("--clips", type=int, help=clips)
     repeats = f"generation: how often all clips are drawn (default: {repeats}, on a GPU {gpu_repeats})"
     add("--repeats", type=int, help=repeats)
-    w = "generation: what a sequence latent is drawn from, N(0, I) or a Gaussian fitted to posteriors (default: prior)"
+    w = "generation: a sequence latent is drawn from N(0, I) or a Gaussian fitted to posteriors (default: as trained)"
     add("--w", choices=generation.W, help=w)
     lexicon = "recognition: file of lines `word phone phone …` (default: the built-in corpus's own; else no words)"
     add("--lexicon", type=Path, help=lexicon)

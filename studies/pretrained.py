@@ -25,11 +25,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder that train.py wrote")
     parser.add_argument("name", metavar="NAME", help="of the model: kind-corpus")
     args = parser.parse_args()
-    _, _, content = load_run(args.run)
+    model, _, content = load_run(args.run)
     if "plan" not in content or content["plan"]["extractor"] or content["plan"]["labels"]:
         raise SettingError(f"{args.run}: expected a run of a DVAE or an FHVAE that train.py wrote")
     kept = {name: content[name] for name in ("format", "model", "config", "stft")}
-    parameters = {name: value.half() if value.ndim > 1 else value for name, value in content["parameters"].items()}
+    halved = {name for name, value in model.named_parameters() if value.ndim > 1}
+    parameters = {name: value.half() if name in halved else value for name, value in content["parameters"].items()}
     plan = {name: value for name, value in content["plan"].items() if name not in ("data", "init")}
     progress = {name: content["progress"][name] for name in ("step", "seconds", "best")}
     PRETRAINED.mkdir(exist_ok=True)

@@ -205,19 +205,21 @@ def features_of(
     return np.concatenate(features)
 
 
-def fit_w(runs: list[Run], seed: int) -> None:
-    """`DVAE.fit_w` on training clips, for every run with a sequence latent. Raises SettingError where there is none,
-    CheckpointError where posteriors are not finite."""
+def choose_w(runs: list[Run], w: str | None, seed: int) -> None:
+    """Let every run with a sequence latent draw it from what is asked for, one of W, else as it was trained. Raises
+    SettingError where there is none, CheckpointError where posteriors are not finite."""
     with_w = [run for run in runs if hasattr(run.model.config, "w_latent")]
-    if not with_w:
-        raise SettingError(f"--w posterior: is for models with a sequence latent, not {runs[0].name}")
+    if w and not with_w:
+        raise SettingError(f"--w {w}: is for models with a sequence latent, not {runs[0].name}")
     for run in with_w:
-        clips = recorded(run.corpus.split("train"), W_CLIPS, seed, device=run.device)
-        try:
+        if w == "prior":
+            run.model.w_moments = None
+        elif w == "posterior":
+            clips = recorded(run.corpus.split("train"), W_CLIPS, seed, device=run.device)
             run.model.fit_w(run.stft.power(clips(range(W_CLIPS))))
-        except torch.linalg.LinAlgError:
-            raise CheckpointError(f"{run.folder}: its posteriors are not finite; it cannot be evaluated") from None
-    print(f"w is drawn from a Gaussian fitted to its posteriors: {', '.join(str(run.folder) for run in with_w)}")
+        if run.model.w_moments is not None:
+            run.check_finite(run.model.w_moments, "the posterior of w")
+            print(f"{run.folder}: w is drawn from a Gaussian with the moments of its posteriors")
 
 
 def measure(runs: list[Run], extract: Callable[[Tensor], np.ndarray], clips: int, repeats: int, seed: int) -> dict:
@@ -299,8 +301,7 @@ def recogniser_of(options: Options, device: torch.device) -> Recogniser | None:
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
     """Examples in the folder of every run; with a recogniser, a table for each corpus."""
     recogniser = recogniser_of(options, runs[0].device)
-    if options.w == "posterior":
-        fit_w(runs, options.seed)
+    choose_w(runs, options.w, options.seed)
     ask = "For the distance to real speech: --recogniser RUN, a run of train.py --model deepspeech2"
     print(recogniser.describe() if recogniser else ask)
     return evaluate_corpus(runs, options, recogniser)
@@ -325,7 +326,8 @@ def evaluate_corpus(runs: list[Run], options: Options, recogniser: Recogniser | 
         settings = {"clips": clips, "repeats": repeats, "recogniser": recogniser.about}
     real, results = {title: row for title, row in rows.items() if title not in {str(run.folder) for run in runs}}, []
     for run in runs:
-        result = settings | ({"w": options.w or W[0]} if hasattr(run.model.config, "w_latent") else {})
+        drawn = {"w": W[run.model.w_moments is not None]} if hasattr(run.model.config, "w_latent") else {}
+        result = settings | drawn
         result |= rows[str(run.folder)] | {"real": real} if rows else {}
         results.append(report.write(run, options, result, f"wav files, {SHEET}"))
     return results

@@ -12,6 +12,7 @@ from ..kernels.gaussian_kl import gaussian_kl
 from ..kernels.is_divergence import is_divergence
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # of an output that is fed back as the past: e^l stays finite
+W_RATE = 0.01  # at which the moments of w follow those of a batch
 LOG_FLOOR = 1e-6  # of the `log` input scale, on power, for waveforms with max|s| = 1
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -171,7 +172,7 @@ class DVAE(Model):
         self.config = config
         self.input_scale = InputScale(config.bins, config.input_scale)
         self.own_past = 0.0  # scheduled sampling: the share of the past that is not the true one in training
-        self.register_buffer("fitted_w", None, persistent=False)  # what `sample` draws w from, see `fit_w`
+        self.register_buffer("w_moments", None)  # what w is drawn from: mean, covariance (1 + d, d); None: N(0, I)
 
     def fit(self, batches, fresh: bool) -> None:
         if fresh:
@@ -191,14 +192,25 @@ class DVAE(Model):
     def fit_w(self, power: Tensor) -> None:
         """Let `sample` draw w from the Gaussian with the moments of q(w | x) over these sequences (n ≥ 2, frames, bins)
         in place of N(0, I): ex-post density estimation (Ghosh et al., ICLR 2020), since with a small β_w N(0, I) hardly
-        ever draws where the posteriors lie. In `eval()`. torch.linalg.LinAlgError where a posterior is not finite."""
+        ever draws where the posteriors lie. In `eval()`."""
         mean, log_variance = map(torch.cat, zip(*(self(part).q_w for part in power.split(32)), strict=True))
         covariance = mean.T.cov() + log_variance.exp().mean(0).diag()
-        self.fitted_w = torch.cat([mean.mean(0)[None], torch.linalg.cholesky(covariance)])
+        self.w_moments = torch.cat([mean.mean(0)[None], covariance])
+
+    @torch.no_grad()
+    def follow_w(self, q_w: Gaussian) -> None:
+        """The same in the course of training: the moments follow those of q(w) of every batch."""
+        mean, variance = (processes.whole(part.float()) for part in (q_w.mean, q_w.log_variance.exp()))
+        centre = self.w_moments[0].lerp(mean.mean(0), W_RATE)
+        squares = ((mean - centre)[:, :, None] * (mean - centre)[:, None]).mean(0) + variance.mean(0).diag()
+        self.w_moments.copy_(torch.cat([centre[None], self.w_moments[1:].lerp(squares, W_RATE)]))
 
     def draw_w(self, noise: Tensor) -> Tensor:
-        """w (batch, sequence latent) of a sample, from standard-normal draws of this shape."""
-        return noise if self.fitted_w is None else self.fitted_w[0] + noise @ self.fitted_w[1:].T
+        """w (batch, sequence latent) of a sample, from standard-normal draws of this shape. torch.linalg.LinAlgError
+        where moments are not finite."""
+        if self.w_moments is None:
+            return noise
+        return self.w_moments[0] + noise @ torch.linalg.cholesky(self.w_moments[1:]).T
 
     def draw_noise(self, batch: int, frames: int, generator: Generators = None):
         """The standard-normal draws of one forward pass: (batch, frames, latent) for z, in a pair with (batch, sequence
@@ -234,6 +246,8 @@ class DVAE(Model):
         terms["kl_z"] = gaussian_kl(*output.q_z, *(output.p_z or ())).mean()
         loss = terms["reconstruction"] + self.config.beta_z * terms["kl_z"]
         if output.q_w is not None:
+            if self.training and self.w_moments is not None:
+                self.follow_w(output.q_w)
             terms["kl_w"] = gaussian_kl(*output.q_w).mean()
             loss = loss + self.config.beta_w * terms["kl_w"] / (batch.shape[1] if self.kl_w_per_frame else 1)
         return loss, {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
@@ -265,6 +279,6 @@ class DVAE(Model):
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        """n sequences drawn from the prior, but w from what `fit_w` found → log-variance (n, frames, bins). This one is
+        """n sequences drawn from the prior, w as `draw_w` says → log-variance (n, frames, bins). This one is
         for models without w and without own past whose prior of z is N(0, I)."""
         return self.score(None, self.draw_noise(n, frames, generator)).log_variance

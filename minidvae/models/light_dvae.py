@@ -55,6 +55,7 @@ class LigHTConfig(DVAEConfig):
     z_log_variance: float = 0.0  # where the log-variance of q(z) starts: below 0, z says more from the first step on
     context: int = 0  # frames in sight: itself and those before, in the encoder as many behind; 0: all
     phases: int = 1  # of the clock of z
+    w_prior: str = "standard"  # what samples draw w from: standard, N(0, I); aggregate, the moments of q(w) in training
 
 
 class KeysValues:
@@ -252,6 +253,8 @@ class LigHTDVAE(DVAE):
         super().__init__(config)
         if config.variant not in VARIANTS:
             raise ValueError(f"variant={config.variant!r} is none of {', '.join(VARIANTS)}")
+        if config.w_prior not in ("standard", "aggregate"):
+            raise ValueError(f"w_prior={config.w_prior!r} is neither standard nor aggregate")
         if config.width % 2 or config.width % config.heads:
             raise ValueError(f"width={config.width} is not even, or not divisible by heads={config.heads}")
         if config.context and config.width // config.heads % 2:
@@ -266,6 +269,8 @@ class LigHTDVAE(DVAE):
         self.decoders = nn.ModuleList(Decoder(config) for _ in range(self.decoder_count))
         self.z_prior = GaussianHead(config.width, config.phases * config.latent)
         self.output = nn.Linear(config.width, config.bins)
+        if config.w_prior == "aggregate":
+            self.w_moments = torch.cat([torch.zeros(1, config.w_latent), torch.eye(config.w_latent)])
 
     def places(self, frames: int) -> Places:
         times, weight, config = torch.arange(frames, device=self.output.weight.device), self.output.weight, self.config

@@ -20,7 +20,7 @@ HIT2023 |= dict(width=256, heads=1, feedforward=1024, layers=4, w_embedding=256,
 
 # and in `quick`. Frames overlap by three quarters: the clock of z has 4 phases.
 SMALL = dict(input_scale="root", context=50, phases=4, width=128, heads=8, feedforward=512, layers=1)
-SMALL |= dict(w_embedding=32, w_hidden=32, w_layers=1, z_log_variance=-5.0)
+SMALL |= dict(w_embedding=32, w_hidden=32, w_layers=1, w_prior="aggregate", z_log_variance=-5.0)
 AUGMENTED = dict(speed=(0.85, 1.2), gain=(-6.0, 0.0))
 SMALL |= dict(optimiser="muon", learning_rate=3e-3, warmup=100, steps=2_300, report=230, equaliser=4.0) | AUGMENTED
 

@@ -7,7 +7,7 @@ import weakref
 from dataclasses import asdict, replace
 from functools import partial
 
-import generation as study
+import benchmark as study
 import numpy as np
 import pytest
 import scipy.linalg
@@ -25,6 +25,7 @@ from minidvae.experiments.runs import Run
 from minidvae.models import build_model
 from minidvae.training import checkpoint
 from minidvae.training.recipes import resolve
+from minidvae.training.run import Plan
 
 COARSE = STFT(1024, 512)
 SMALL = {
@@ -141,7 +142,7 @@ def test_w_of_the_posteriors(name):
     torch.testing.assert_close(found.cov(), expected.cov(), atol=0.05, rtol=0)
     assert (found.mean(1).abs() + (found.cov() - torch.eye(len(found))).abs().amax(1)).max() > 0.1  # not the prior
     assert not torch.equal(model.sample(2, 3, torch.Generator().manual_seed(1)), sampled)
-    model.fitted_w = torch.cat([torch.zeros(1, len(found)), torch.eye(len(found))])
+    model.w_moments = torch.cat([torch.zeros(1, len(found)), torch.eye(len(found))])
     torch.testing.assert_close(model.sample(2, 3, torch.Generator().manual_seed(1)), sampled)
 
 
@@ -238,7 +239,7 @@ def test_real_clips_are_of_their_splits(speech):
     text = generation.counts(run, 8, 1, features=4)
     assert "train holds 9 side by side; test holds 7 side by side, so clips overlap" in text
     last = corpus.utterances[-1]
-    cropped = replace(corpus.split("test"), utterances=(last, replace(last, trim=(0, SAMPLES - 1))))
+    cropped = replace(corpus.split("test"), utterances=(last, last._replace(trim=(0, SAMPLES - 1))))
     text = generation.counts(replace(run, test=cropped), 2, 1, features=4)
     assert "(1 of 2 utterances are too short)" in text
     values = rows["test (exact phase)"]["fdsd"]["values"]
@@ -284,7 +285,7 @@ def runs(speech, tmp_path_factory):
         settings = {"features": "fbank", "targets": "characters"} if name == "deepspeech2" else {}
         recipe = replace(resolve(name, "quick", settings)[0], models={})
         data = "gone" if title in ("elsewhere", "deaf") else str(folder / "speech")
-        plan = {"model": name, "data": data, "recipe": asdict(recipe)}
+        plan = asdict(Plan(name, "quick", data, 0, "fp32", recipe=asdict(recipe)))
         (folder / title).mkdir()
         checkpoint.save(folder / title / "best.pt", name, model, COARSE, plan=plan, progress={"step": 1})
     return folder
@@ -410,7 +411,7 @@ def test_published_rows_only_where_given():
         (("vae", "--task", "resynthesis", "--repeats", "2"), "--repeats: is for --task generation"),
         (("recogniser",), "deepspeech2"),
         (("broken",), "not finite"),
-        (("broken-w", "--w", "posterior"), "broken-w: its posteriors are not finite"),
+        (("broken-w", "--w", "posterior"), "broken-w: the posterior of w is not finite"),
         (("vae", "--data", "short"), "no utterance is as long as one sequence of 1.60 s"),
     ],
 )

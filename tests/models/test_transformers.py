@@ -250,3 +250,25 @@ def test_bf16_learns_as_fp32_does(name):
         final[bf16] = losses
     assert final[False][-1] < 0.9 * final[False][0]
     assert np.allclose(final[True], final[False], rtol=0.01)
+
+
+def test_moments_of_w_follow_training():
+    """With w_prior=aggregate, samples draw w from the moments of q(w) in training, which change nothing else;
+    evaluating leaves them as they are. Fails where they are not the posteriors' or are lost with a checkpoint."""
+    plain, model = (build_model("light_dvae", **SMALL, w_prior=prior) for prior in ("standard", "aggregate"))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.rand(64, 6, 9, generator=torch.Generator().manual_seed(0))
+    noise = plain.draw_noise(64, 6, torch.Generator().manual_seed(1))
+    assert torch.equal(plain.loss(x, noise)[0], model.loss(x, noise)[0])
+    q_w = model(x, noise).q_w
+    for _ in range(1_500):
+        model.follow_w(q_w)
+    mean, covariance = model.w_moments[0], model.w_moments[1:]
+    torch.testing.assert_close(mean, q_w.mean.mean(0), atol=1e-4, rtol=0)
+    expected = q_w.mean.T.cov(correction=0) + q_w.log_variance.exp().mean(0).diag()
+    torch.testing.assert_close(covariance, expected, atol=1e-4, rtol=0)
+    draws = model.draw_w(torch.randn(20_000, 4, generator=torch.Generator().manual_seed(2)))
+    torch.testing.assert_close(draws.T.cov(), covariance, atol=0.05, rtol=0)
+    before = model.w_moments.clone()
+    model.eval().loss(x, noise)
+    assert torch.equal(model.w_moments, before) and "w_moments" in model.state_dict()

@@ -1,15 +1,22 @@
 """Speech for the tests: a small corpus of our own, and, where they are at hand, real speech and published models."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():  # before Triton is imported: fused paths are then tested in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parents[1]
+# Of tests/fuzz, the cases of each test: the same ones every time, or with --hypothesis-profile=long new ones.
+SLOWEST = {"deadline": timedelta(seconds=20), "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=50, derandomize=True, **SLOWEST)
+settings.register_profile("long", max_examples=1_000, print_blob=True, **SLOWEST)
+settings.load_profile("short")
 
 
 @pytest.fixture(scope="session")

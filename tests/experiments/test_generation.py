@@ -256,7 +256,7 @@ def test_real_clips_are_of_their_splits(speech):
     text = generation.counts(run, 8, 1, features=4)
     assert "train holds 9 side by side; test holds 7 side by side, so clips overlap" in text
     last = corpus.utterances[-1]
-    cropped = replace(corpus.split("test"), utterances=(last, replace(last, trim=(0, SAMPLES - 1))))
+    cropped = replace(corpus.split("test"), utterances=(last, last._replace(trim=(0, SAMPLES - 1))))
     text = generation.counts(replace(run, test=cropped), 2, 1, features=4)
     assert "(1 of 2 utterances are too short)" in text
     values = rows["test (exact phase)"]["fdsd"]["values"]

@@ -43,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
         message = "out of memory; in training try a smaller batch: --set batch=8"
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.splitlines())[:900]}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -3,9 +3,19 @@
 import contextlib
 import io
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 from minidvae import command_line
+
+SLOWEST = 20  # seconds of the processor that a case may take
+
+
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    begin = time.process_time()
+    yield
+    assert time.process_time() - begin < SLOWEST
 
 
 def end_of(call: Callable):
@@ -19,7 +29,8 @@ def end_of(call: Callable):
 
     sys.argv = ["script.py"]
     try:
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):
+        output = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        with in_time(), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
             command_line.run(main)
     except SystemExit as stop:
         lines = errors.getvalue().splitlines()

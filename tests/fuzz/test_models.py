@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import call, surroundings, train_script  # noqa: F401
-from endings import end_of
+from endings import end_of, in_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_text import NUMBERS
@@ -95,6 +95,8 @@ def test_checkpoints(trained, data):
         torch.save(content, f"changed/{file}")
     end_of(lambda: checkpoint.load_run("changed"))
     log = Path("changed/log.jsonl").read_text().splitlines()
-    if call(train_script, "--resume", "--run", "changed", "--steps", 2) == 0:
+    with in_time():
+        code = call(train_script, "--resume", "--run", "changed", "--steps", 2)
+    if code == 0:
         lines = [json.loads(line) for line in Path("changed/log.jsonl").read_text().splitlines()]
         assert len(lines) >= len(log) and all(math.isfinite(v) for line in lines for v in line["dev"].values())

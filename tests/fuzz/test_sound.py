@@ -1,7 +1,5 @@
 """Sound files of every format that libsndfile writes, with bytes changed, cut out or put in; seeds are fixed."""
 
-import time
-
 import numpy as np
 import pytest
 import soundfile
@@ -55,9 +53,7 @@ def test_sound_files(form, subtype, tmp_path, capfd):
     content = path.read_bytes()
     for _ in range(max(1, settings().max_examples // 5)):
         path.write_bytes(mutate(content, random))
-        begin = time.perf_counter()
         found = end_of(lambda: audio.read(path, audio.SAMPLE_RATE))
-        assert time.perf_counter() - begin < 20
         assert found is None or (len(found[0]) and np.isfinite(found[0]).all())
     notes = capfd.readouterr().err.splitlines()  # the decoder of MP3 has some of its own
     assert not notes or (form == "MP3" and not any("Exception ignored" in note for note in notes)), notes

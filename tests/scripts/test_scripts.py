@@ -357,7 +357,7 @@ TAMPERED = {  # part of a checkpoint: what is written over it
         {"sums": 3},
         {"best": ()},
     ],
-    "optimiser": ["text", {"state": {0: {}}}, {"state": {0: {"step": 1}}}, {"state": {999: {}}}, {"state": 7}],
+    "optimiser": ["text", {"state": {0: {}}}, {"state": {0: {"step": 1}}}, {"state": {999: {}}}, {"state": 7}, "step"],
     "stft": ["text", {"hop": 128}, {"hop": "x"}, {"window": "round"}, {"window_length": 512}],
     "config": ["text", {"beta_z": "x"}, {"beta_z": -1.0}, {"latent": 2.0}, {"hidden": 8}, {"input_scale": "mel"}],
 }
@@ -374,7 +374,10 @@ def test_a_tampered_run_is_one_line(speech, capsys):
             inside = content[outer[0]] if outer else content
             whole = inside[name]
             inside[name] = whole | change if change and isinstance(change, dict) and isinstance(whole, dict) else change
-            if part == "optimiser" and change != "text":
+            if change == "step":
+                inside[name] = whole
+                whole["state"][0]["step"] -= 2 * whole["state"][0]["step"]
+            elif part == "optimiser" and change != "text":
                 inside[name] = change | {"param_groups": whole["param_groups"]}
             Path("changed").mkdir(exist_ok=True)
             torch.save(content, "changed/last.pt")

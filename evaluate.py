@@ -125,8 +125,9 @@ def main() -> None:
     check_seed(args.seed)
     device = choose_device(args.device)
     folders = args.runs or [newest_run()]
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise SettingError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        wrong = "is a folder" if args.json.is_dir() else f"there is no folder {args.json.parent}"
+        raise SettingError(f"--json {args.json}: {wrong}; expected the name of a file")
     loaded = [(folder, *checkpoint.load_run(folder, device)) for folder in folders]
     task = task_for({folder: content["model"] for folder, *_, content in loaded}, args.task)
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})

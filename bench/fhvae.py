@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from timing import Table, describe, median_seconds, parser, peak_mebibytes
+from timing import Table, describe, median_seconds, parser, peak_mebibytes, positive
 from torch import nn
 
 from minidvae.data.corpus import Corpus, Utterance
@@ -96,9 +96,9 @@ def measure_memory(device: torch.device, sequences: int, rows: int) -> dict:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--sequences", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    options.add_argument("--sequences", type=positive, nargs="+", default=[1_000, 10_000, 100_000])
     arguments = options.parse_args()
-    device = torch.device(arguments.device)
+    device = arguments.device
     print(describe(device))
     measure_step(device, arguments.repeats)
     print("\npeak of four steps:")

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from timing import Table, describe, median_seconds, parser
+from timing import Table, describe, median_seconds, new_file, parser, positive
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -353,12 +353,12 @@ def main() -> None:
     options.add_argument("--operations", nargs="+", default=OPERATIONS, choices=OPERATIONS, metavar="NAME")
     for name, default in SWEEP["cpu"].items():
         text = f"default: {default[0]}; on a GPU {', '.join(map(str, SWEEP['cuda'][name]))}"
-        options.add_argument(f"--{name}", nargs="+", type=int, help=text)
+        options.add_argument(f"--{name}", nargs="+", type=positive, help=text)
     text = "default: fp32; on a GPU all that an operation has"
     options.add_argument("--precision", nargs="+", choices=TOLERANCE, help=text)
-    options.add_argument("--plot", type=Path, help="draw forward + backward to this file")
+    options.add_argument("--plot", type=new_file, help="draw forward + backward to this file")
     arguments = options.parse_args()
-    device = torch.device(arguments.device)
+    device = arguments.device
     print(describe(device))
     right, copy = True, device_copy(device, arguments.repeats)
     print(f"copy on the device: {copy / 1e9:.1f} GB/s")

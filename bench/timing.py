@@ -11,15 +11,36 @@ from pathlib import Path
 
 import torch
 
+from minidvae.command_line import Parser
 from minidvae.files import atomic_write
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def known_device(text: str) -> torch.device:
+    try:
+        torch.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError, ImportError):
+        raise argparse.ArgumentTypeError(f"{text} is not on this machine; try cpu") from None
+    return torch.device(text)
+
+
+def new_file(text: str) -> Path:
+    if (path := Path(text)).is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: it is a folder, or in one that is not there")
+    return path
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """With the options of every bench."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--repeats", type=int, default=7)
-    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--csv", type=Path, help="write the table to this file as well")
+    found = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--repeats", type=positive, default=7)
+    found.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--csv", type=new_file, help="write the table to this file as well")
     return found
 
 

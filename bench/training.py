@@ -10,7 +10,7 @@ take turns within each repeat; times are medians. Peak memory is what a step add
 """
 
 import torch
-from timing import Table, describe, median_seconds, parser, peak_mebibytes
+from timing import Table, describe, median_seconds, parser, peak_mebibytes, positive
 
 from minidvae.models import MODELS, build_model
 from minidvae.models.recognisers import FrameBatch
@@ -62,10 +62,10 @@ def measure(name: str, batch: int, frames: int, repeats: int, device: torch.devi
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", default=FAMILY, choices=MODELS, metavar="NAME")
-    options.add_argument("--batch", nargs="+", type=int, help="default: 32; on a GPU 32, 128 and 512")
-    options.add_argument("--frames", type=int, default=150)
+    options.add_argument("--batch", nargs="+", type=positive, help="default: 32; on a GPU 32, 128 and 512")
+    options.add_argument("--frames", type=positive, default=150)
     arguments = options.parse_args()
-    device = torch.device(arguments.device)
+    device = arguments.device
     print(describe(device))
     table = Table(*COLUMNS)
     for batch in arguments.batch or ((32, 128, 512) if device.type == "cuda" else (32,)):

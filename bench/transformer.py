@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import Table, describe, median_seconds, parser, seconds, synchronise
+from timing import Table, describe, median_seconds, parser, positive, seconds, synchronise
 from torch import nn
 
 from minidvae.command_line import choose_device
@@ -123,8 +123,8 @@ def main() -> None:
     options = parser(__doc__)
     models = ("light_dvae", "hit_dvae")
     options.add_argument("--models", nargs="+", default=models, choices=models, metavar="NAME")
-    options.add_argument("--batch", type=int, default=32)
-    options.add_argument("--frames", type=int, default=100)
+    options.add_argument("--batch", type=positive, default=32)
+    options.add_argument("--frames", type=positive, default=100)
     options.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="NAME")
     options.add_argument("--compile", action="store_true", help="time the step through torch.compile as well")
     arguments = options.parse_args()

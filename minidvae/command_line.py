@@ -46,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
             raise
     except KeyboardInterrupt:
         sys.exit(130)
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.splitlines())[:900]}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -16,7 +16,10 @@ from study import arguments, evaluate_all, evaluated, train_all
 
 from minidvae.command_line import run
 from minidvae.data.corpus import CONDITIONS_OF, load_corpus
-from minidvae.training.settings import SettingError
+from minidvae.experiments.recognition import read_lexicon
+from minidvae.training.checkpoint import load_run
+from minidvae.training.recipes import resolve
+from minidvae.training.settings import SettingError, overrides
 
 BETAS = (1, 2, 4, 8)
 FHVAE = {"fhvae": ["--model", "fhvae"]}
@@ -44,20 +47,29 @@ ROWS = {
 }
 DATA = {"2": "built-in", "3": CONDITIONS_OF + "built-in"}
 PAIRS = {"nargs": "+", "default": [], "metavar": "KEY=VALUE"}
+STEPS = {"type": int, "metavar": "N"}
 FLAGS = {
     "table": {"choices": tuple(ROWS), "help": "of the paper: 2 (sexes) or 3 (noise and channel)"},
     "--data": {"help": "as of train.py (default: the built-in corpus, for table 3 with conditions laid over it)"},
     "--extractor": {"type": Path, "metavar": "RUN", "help": "a trained FHVAE (default: one is trained)"},
-    "--extractor-steps": {"metavar": "N", "help": "length of an extractor's training (default: the recipe's)"},
+    "--extractor-steps": {
+        "type": int,
+        "metavar": "N",
+        "help": "length of an extractor's training (default: the recipe's)",
+    },
     "--extractor-set": PAIRS | {"help": "settings of every extractor"},
-    "--recogniser-steps": {"metavar": "N", "help": "length of a recogniser's training (default: the recipe's)"},
+    "--recogniser-steps": {
+        "type": int,
+        "metavar": "N",
+        "help": "length of a recogniser's training (default: the recipe's)",
+    },
     "--recogniser-set": PAIRS | {"help": "settings of every recogniser"},
     "--lexicon": {"type": Path, "help": "for words of another corpus than the built-in one: see evaluate.py"},
 }
 
 
-def settings(steps: str | None, pairs: list[str]) -> list[str]:
-    return [*(["--steps", steps] if steps else []), *(["--set", *pairs] if pairs else [])]
+def settings(steps: int | None, pairs: list[str]) -> list[str]:
+    return [*(["--steps", str(steps)] if steps else []), *(["--set", *pairs] if pairs else [])]
 
 
 def main() -> None:
@@ -87,7 +99,16 @@ def main() -> None:
 
 
 def check(data: str, args) -> None:
-    """SettingError where the corpus cannot give the table."""
+    """SettingError or CheckpointError, before the first training, where a later one or the table would have it: for
+    what the extractor, the recognisers' settings and steps, the lexicon or the corpus are."""
+    if args.extractor and (kind := load_run(args.extractor)[2]["model"]) != "fhvae":
+        raise SettingError(f"--extractor {args.extractor}: holds a {kind}; expected an fhvae")
+    for flag, steps in (("extractor", args.extractor_steps), ("recogniser", args.recogniser_steps)):
+        if steps is not None and steps < 1:
+            raise SettingError(f"--{flag}-steps {steps}: expected at least 1")
+    resolve("acoustic", "quick", overrides(args.recogniser_set))
+    if args.lexicon:
+        read_lexicon(args.lexicon)
     training = [u for u in load_corpus(data).utterances if u.split == "train"]
     if args.table == "3" and not {"clean", "both"} <= {u.condition for u in training}:
         raise SettingError(f"--data {data}: table 3 needs conditions; try {CONDITIONS_OF}{data}")

@@ -30,6 +30,8 @@ def arguments(
     for name, settings in (flags or {}).items():
         parser.add_argument(name, **settings)
     args, others = parser.parse_known_args()
+    if args.limit is not None and args.limit < 1:
+        raise SettingError(f"--limit {args.limit}: expected at least 1")
     return args, [*others, *given(args, *BOTH)]
 
 
@@ -53,7 +55,11 @@ def train_all(variants: dict[str, list[str]], folder: Path, common: list[str]) -
     runs = {title: folder / title for title in variants}
     asked = {title: [*common, *flags] for title, flags in variants.items()}
     plan = folder / "study.json"
-    if plan.exists() and json.loads(plan.read_text()) != asked:
+    try:
+        begun = json.loads(plan.read_text()) if plan.exists() else asked
+    except ValueError:
+        raise SettingError(f"{plan}: truncated, or not written by a study; choose another --runs") from None
+    if begun != asked:
         raise SettingError(f"{folder}: holds runs with other flags (see study.json in it); choose another --runs")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(plan, asked)

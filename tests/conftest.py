@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():  # before Triton is imported: fused paths are then tested in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parents[1]
+# Of tests/fuzz, the cases of each test: the same ones every time, or with --hypothesis-profile=long new ones.
+COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=50, derandomize=True, **COMMON)
+settings.register_profile("long", max_examples=1_000, print_blob=True, **COMMON)
+settings.load_profile("short")
 
 
 @pytest.fixture(scope="session")

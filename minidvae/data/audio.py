@@ -50,12 +50,12 @@ def read(path: str | Path, new_rate: int | None = None, mix: bool = True) -> tup
     if not path.is_file():
         raise AudioError(f"{path}: no such file; expected a sound file (wav, flac, ogg, NIST SPHERE)")
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             head = file.read(1024)
             if head.startswith(b"NIST_1A") and b"shorten" in head:
                 raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
             file.seek(0)
-            with _FromStartToEnd(file) as sound, np.errstate(over="ignore", invalid="ignore"):
+            with _FromStartToEnd(file.fileno(), closefd=False) as sound, np.errstate(over="ignore", invalid="ignore"):
                 rate, channels, blocks = sound.samplerate, sound.channels, []
                 if not SLOWEST <= rate <= FASTEST:
                     raise AudioError(f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}")

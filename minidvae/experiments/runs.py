@@ -49,9 +49,9 @@ class Run:
             raise CheckpointError(f"{self.folder}: not a run that this version can evaluate ({error})") from None
 
     def check_finite(self, output: Tensor | np.ndarray, what: str = "the model's output") -> None:
-        """Raises CheckpointError where `output` holds nan or infinity."""
-        if not torch.as_tensor(output).isfinite().all():
-            raise CheckpointError(f"{self.folder}: {what} is not finite; it cannot be evaluated")
+        """Raises CheckpointError where `output` holds nan or infinity, or zeros only, as e^l of huge weights may be."""
+        if not (output := torch.as_tensor(output)).isfinite().all() or not output.any():
+            raise CheckpointError(f"{self.folder}: {what} is not finite, or nothing; it cannot be evaluated")
 
 
 @dataclass

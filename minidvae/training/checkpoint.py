@@ -77,19 +77,20 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
             raise SettingError(f"a window of {stft.window_length} samples does not have {sketch.config.bins} bins")
         if "plan" in content:
             check_plan(content)
-        model = build_model(name, **config).to(device)
-        model.load_state_dict(parameters)
-        return model, stft, content
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not describe a model of this version ({error})") from None
+    model = build_model(name, **config).to(device)
+    model.load_state_dict(parameters)
+    return model, stft, content
 
 
 def check_plan(content: dict) -> None:
     """Raises KeyError, TypeError or SettingError where a checkpoint's plan and progress are not those of a training of
-    its model. Those of models that ship do not name the data."""
-    plan, progress = typed(Plan, {"data": ""} | content["plan"]), typed(Progress, content["progress"])
+    its model. Some fields may be missing: models that ship do not name the data."""
+    known = {"model": content["model"], "recipe_name": "", "data": "", "seed": 0, "precision": "fp32"}
+    plan, progress = typed(Plan, known | content["plan"]), typed(Progress, content.get("progress", {}))
     Recipe.of(plan.recipe)
     check_numbers(vars(progress), not_negative=("step", "waited", "seconds", "count"))
     check_numbers(progress.sums, finite=progress.sums)

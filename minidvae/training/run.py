@@ -128,7 +128,7 @@ class TrainingRun:
             twin.step()
             for parameter, state in optimiser.state.items():
                 expected = {name: value.shape for name, value in twin.state[twins[parameter]].items()}
-                if {name: value.shape for name, value in state.items()} != expected:
+                if {name: value.shape for name, value in state.items()} != expected or not state["step"] >= 0:
                     raise ValueError("of other parameters")
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             wrong = f"the state of the optimiser is not one of this model ({error})"

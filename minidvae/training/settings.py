@@ -29,7 +29,7 @@ def overrides(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise SettingError(f"--set {pair}: expected key=value")
+            raise SettingError(f"--set {pair[:40]}: expected key=value")
         if key in given:
             raise SettingError(f"--set {pair}: {key} is given twice")
         given[key] = value
@@ -59,7 +59,8 @@ def check_config(config: dict) -> None:
 
 
 def typed(settings: type, content: dict):
-    """A dataclass of what a file says. SettingError or TypeError where a field is unknown or has another type."""
+    """A dataclass of what a file says. KeyError, SettingError or TypeError where a field is unknown, missing or has
+    another type."""
 
     def fits(value, expected) -> bool:
         if not (inner := get_args(expected)):
@@ -67,11 +68,11 @@ def typed(settings: type, content: dict):
         items, inner = (value.values(), inner[1]) if isinstance(value, dict) else (value, inner[0])
         return type(value) is get_origin(expected) and all(fits(item, inner) for item in items)
 
-    made = settings(**content)
-    for found in fields(settings):
-        if not fits(value := getattr(made, found.name), found.type):
-            raise SettingError(f"{found.name}={str(value)[:40]}: expected {found.type}")
-    return made
+    types = {field.name: field.type for field in fields(settings)}
+    for name, value in content.items():
+        if not fits(value, types[name]):
+            raise SettingError(f"{name}={str(value)[:40]}: expected {types[name]}")
+    return settings(**content)
 
 
 @dataclass(frozen=True)
@@ -172,4 +173,4 @@ def parse(key: str, text: str, expected: type):
         return tuple(expected.__args__[0](part) for part in text.split(",")) if text else ()
     except (ValueError, KeyError):
         name = {bool: "true or false", int: "an integer", float: "a number"}.get(expected, "numbers like 64,32")
-        raise SettingError(f"--set {key}={text}: expected {name}") from None
+        raise SettingError(f"--set {key}={text[:40]}: expected {name}") from None

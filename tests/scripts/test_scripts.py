@@ -357,7 +357,7 @@ TAMPERED = {  # part of a checkpoint: what is written over it
         {"sums": 3},
         {"best": ()},
     ],
-    "optimiser": ["text", {"state": {0: {}}}, {"state": {0: {"step": 1}}}, {"state": {999: {}}}, {"state": 7}],
+    "optimiser": ["text", {"state": {0: {}}}, {"state": {0: {"step": 1}}}, {"state": {999: {}}}, {"state": 7}, "step"],
     "stft": ["text", {"hop": 128}, {"hop": "x"}, {"window": "round"}, {"window_length": 512}],
     "config": ["text", {"beta_z": "x"}, {"beta_z": -1.0}, {"latent": 2.0}, {"hidden": 8}, {"input_scale": "mel"}],
 }
@@ -374,7 +374,10 @@ def test_a_tampered_run_is_one_line(speech, capsys):
             inside = content[outer[0]] if outer else content
             whole = inside[name]
             inside[name] = whole | change if change and isinstance(change, dict) and isinstance(whole, dict) else change
-            if part == "optimiser" and change != "text":
+            if change == "step":
+                inside[name] = whole
+                whole["state"][0]["step"] -= 2 * whole["state"][0]["step"]
+            elif part == "optimiser" and change != "text":
                 inside[name] = change | {"param_groups": whole["param_groups"]}
             Path("changed").mkdir(exist_ok=True)
             torch.save(content, "changed/last.pt")
@@ -464,6 +467,7 @@ def test_evaluate_refuses_what_is_not_a_run(speech, tmp_path, capsys):
         ("empty", "--limit", "0"): "at least 1",
         ("empty", "--mode", "free"): "generation",
         ("empty", "--json", "nofolder/x.json"): "nofolder",
+        ("empty", "--json", ""): "--json .: is a folder",
     }.items():
         assert call(evaluate_script, *arguments) == 2
         error = capsys.readouterr().err.strip()
@@ -472,6 +476,22 @@ def test_evaluate_refuses_what_is_not_a_run(speech, tmp_path, capsys):
     capsys.readouterr()
     assert call(evaluate_script, "run", "--split", "tset") == 2
     assert "test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "task"), [("vae", "resynthesis"), ("vae", "generation"), ("fhvae", "verification")])
+@pytest.mark.parametrize("weight", [3e38, -3e38])
+def test_huge_weights_are_no_table(model, task, weight, speech, capsys):
+    """Weights that are finite and whose outputs are not, or are nothing, give a table without numbers and exit 0."""
+    sizes = ["width=8", "shift=5"] if model == "fhvae" else ["hidden=8"]
+    assert train(speech, "--steps", 1, "--set", "frames=10", "batch=2", *sizes, model=model) == 0
+    content = torch.load("run/best.pt")
+    for name, value in content["parameters"].items():
+        if name.endswith(("weight", "bias")):
+            value.fill_(weight)
+    torch.save(content, "run/best.pt")
+    capsys.readouterr()
+    assert call(evaluate_script, "run", "--task", task) == 2
+    assert "run: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_run_is_not_overwritten(speech, capsys):

@@ -4,11 +4,14 @@ from functools import partial
 from pathlib import Path
 
 import ablations
+import architectures
+import generation
 import numpy as np
 import pytest
+import recognition
 import study
 import torch
-from cli import surroundings  # noqa: F401
+from cli import call, surroundings  # noqa: F401
 
 from minidvae.data.audio import STFT
 from minidvae.data.corpus import load_corpus
@@ -20,14 +23,14 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """A variant that has a checkpoint is resumed, never begun again; flags of another study are refused."""
     calls = []
 
-    def call(script, *flags):
+    def trained(script, *flags):
         calls.append([script, *map(str, flags)])
         (Path(calls[-1][-1])).mkdir(exist_ok=True)
         if len(calls) == 2:
             raise KeyboardInterrupt
         (Path(calls[-1][-1]) / "last.pt").touch()
 
-    monkeypatch.setattr(study, "call", call)
+    monkeypatch.setattr(study, "call", trained)
     variants = {"one": ["--model", "vae"], "two": ["--model", "dkf"]}
     train = partial(study.train_all, variants, tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -39,6 +42,40 @@ def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert calls == [[*begin, "vae", *one], [*begin, "dkf", *two], resumed, [*begin, "dkf", *two]]
     with pytest.raises(SettingError, match="other flags"):
         train(["--steps", "9"])
+
+
+def test_a_study_that_does_not_read(tmp_path, monkeypatch):
+    """A study.json that was cut short ends in a traceback."""
+    monkeypatch.setattr(study, "call", lambda *_: pytest.fail("a training began"))
+    (tmp_path / "study.json").write_text('{"one": ["--mod')
+    with pytest.raises(SettingError, match="study.json: truncated"):
+        study.train_all({"one": ["--model", "vae"]}, tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (recognition, "2", "--extractor", "nowhere"),
+        (recognition, "2", "--extractor", "light_dvae-librispeech"),
+        (recognition, "2", "--recogniser-set", "widht=8"),
+        (recognition, "2", "--recogniser-steps", "0"),
+        (recognition, "2", "--recogniser-steps", "many"),
+        (recognition, "2", "--lexicon", "nowhere"),
+        (recognition, "2", "--limit", "0"),
+        (generation, "--recogniser", "nowhere"),
+        (generation, "--recogniser", "light_dvae-librispeech"),
+        (generation, "--recogniser", "light_dvae-librispeech", "--clips", "1"),
+        (ablations, "--limit", "0"),
+        (architectures, "--limit", "many"),
+    ],
+)
+def test_flags_are_checked_before_the_first_training(arguments, monkeypatch, capsys):
+    """Hours of training end in an error that was known before."""
+    monkeypatch.setattr(study, "call", lambda *_: pytest.fail("a training began"))
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and (arguments[-1].partition("=")[0] in error), error
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("shut", ["past", "z", "w"])

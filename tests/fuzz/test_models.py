@@ -1,0 +1,102 @@
+"""Checkpoints and published models whose fields someone has changed."""
+
+import copy
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cli import call, surroundings, train_script  # noqa: F401
+from endings import end_of, in_time
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_text import NUMBERS
+
+from minidvae.models import build_model
+from minidvae.models.published import load_dvae_speech, their_key
+from minidvae.training import checkpoint
+
+INI = {
+    "STFT": {"fs": "16000", "wlen_sec": "64e-3", "hop_percent": "0.25"},
+    "Network": {"name": "VAE", "x_dim": "513", "z_dim": "16", "activation": "tanh", "dense_x_z": "8"},
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    theirs = {their_key("vae", key, {}): p for key, p in build_model("vae", hidden=(8,)).named_parameters()}
+    torch.save(theirs, folder / "model.pt")
+    return folder
+
+
+PLACES = st.sampled_from([(section, key) for section, values in INI.items() for key in values])
+VALUES = NUMBERS | st.lists(NUMBERS, max_size=3).map(",".join) | st.text(max_size=8)
+
+
+@given(st.dictionaries(PLACES, VALUES, max_size=2), st.text(max_size=12))
+def test_config_ini(published, changes, more):
+    ini = copy.deepcopy(INI)
+    for (section, key), value in changes.items():
+        ini[section][key] = value
+    lines = [line for section, values in ini.items() for line in (f"[{section}]", *map(" = ".join, values.items()))]
+    (published / "config.ini").write_bytes("\n".join([*lines, more]).encode(errors="surrogatepass"))
+    found = end_of(lambda: load_dvae_speech(published))
+    assert found is None or found[0].sample(1, 2).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def trained(speech, tmp_path_factory) -> dict[str, Path]:
+    """A run of each kind of model."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, pairs in (("vae", ["hidden=8"]), ("fhvae", ["width=8", "z1_latent=2", "z2_latent=2", "shift=5"])):
+        arguments = ["--recipe", "quick", "--data", speech, "--run", folder / name, "--steps", 1]
+        assert call(train_script, "--model", name, *arguments, "--set", "frames=10", "batch=2", *pairs) == 0
+    return {name: folder / name for name in ("vae", "fhvae")}
+
+
+def leaves(content, path=()):
+    """The paths of all that stands in nested dicts."""
+    yield path
+    for key, value in content.items() if isinstance(content, dict) else ():
+        yield from leaves(value, (*path, key))
+
+
+JUNK = st.sampled_from(
+    [None, True, -1, 0, 1, 2, 7, 2**31, 2**70, -0.5, 0.5, math.nan, math.inf, "", "x", "\0", (), (1,)]
+)
+JUNK |= st.sampled_from([{}, {"x": 1}, [], [1], ("x", 2.0), (0.0, 1.0), "fp32", "vae", "muon", "fbank", "power"])
+JUNK |= st.sampled_from(
+    [torch.zeros(()), torch.zeros(3), torch.full((8,), torch.nan), torch.zeros(2, dtype=torch.int64)]
+)
+
+
+@settings(max_examples=settings().max_examples // 2)
+@given(st.data())
+def test_checkpoints(trained, data):
+    """Training goes on from the checkpoint, or says why not; so does all that reads the model."""
+    name = data.draw(st.sampled_from(sorted(trained)))
+    content = torch.load(trained[name] / "last.pt")
+    for _ in range(data.draw(st.integers(1, 2))):
+        path = data.draw(st.sampled_from([path for path in leaves(content) if path]))
+        inside = content
+        for key in path[:-1]:
+            inside = inside[key]
+        change = data.draw(JUNK | st.just("removed"))
+        if isinstance(change, str) and change == "removed":
+            del inside[path[-1]]
+        else:
+            inside[path[-1]] = change
+    shutil.rmtree("changed", ignore_errors=True)
+    shutil.copytree(trained[name], "changed")
+    for file in ("last.pt", "best.pt"):
+        torch.save(content, f"changed/{file}")
+    end_of(lambda: checkpoint.load_run("changed"))
+    log = Path("changed/log.jsonl").read_text().splitlines()
+    with in_time():
+        code = call(train_script, "--resume", "--run", "changed", "--steps", 2)
+    if code == 0:
+        lines = [json.loads(line) for line in Path("changed/log.jsonl").read_text().splitlines()]
+        assert len(lines) >= len(log) and all(math.isfinite(v) for line in lines for v in line["dev"].values())

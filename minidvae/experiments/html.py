@@ -35,12 +35,14 @@ KINDS = ("original", "resynthesis", "noisy", "enhanced", "clean", "source", "ref
 
 
 def template():
-    """The page's template. SettingError where a package that the page needs is not installed."""
+    """The page's template. SettingError where what a page needs is not installed."""
     try:
         import jinja2
         import PIL  # noqa: F401
     except ImportError as error:
         raise SettingError(f"--report: needs {error.name}; try pip install jinja2 pillow") from None
+    if "MP3" not in soundfile.available_formats():
+        raise SettingError("--report: libsndfile is too old to write MP3; try pip install -U soundfile")
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
 
@@ -64,8 +66,7 @@ def clips_of(task: str, files: list[Path]) -> Iterator[tuple[str, str, str]]:
             a, b = pair.split("--")
             exchanged = [f"z-{z}--w-{w}{phase}" for z, w in ((a, b), (b, a)) for phase in ("", "-griffin-lim")]
             yield from ((pair, re.sub("^z-(.*)--w-", r"z of \1, w of ", name), name) for name in (a, b, *exchanged))
-        return
-    for stem in (file.stem for file in files if file.suffix == ".wav"):
+    for stem in (file.stem for file in files if file.suffix == ".wav" and task != "exchange"):
         match = re.fullmatch(NAMES.get(task, ""), stem)
         yield (match["group"], match["kind"].replace("-", " "), stem) if match else ("", stem, stem)
 
@@ -121,9 +122,8 @@ def encode(group: dict) -> dict:
         soundfile.write(buffer := io.BytesIO(), waveform, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III")
         label, sound = kind + of_run * (kinds.count(kind) > 1), data_uri("audio/mpeg", buffer.getvalue())
         shown.append({"label": label, "audio": sound, "picture": picture(pixels)})
-    switch = len(shown) > 1 and len(set(map(len, waveforms))) == 1
     pictures = [picture(image, caption=text) for image, text in group["pictures"].items()]
-    return group | {"clips": shown, "pictures": pictures, "switch": switch}
+    return group | {"clips": shown, "pictures": pictures, "switch": len(set(map(len, waveforms))) == 1}
 
 
 def write(path: Path, command: str, sections: list[dict]) -> None:
@@ -132,8 +132,8 @@ def write(path: Path, command: str, sections: list[dict]) -> None:
     counted; the first group of every task comes before the second of any."""
     runs, models, curves = {run.folder: run for section in sections for run in section["runs"]}, [], []
     for folder, run in runs.items():
-        size, data = sum(p.numel() for p in run.model.parameters()), run.content.get("plan", {}).get("data", "–")
-        models.append([str(folder), run.name, f"{size:,}", data, run.trained])
+        size, plan = sum(p.numel() for p in run.model.parameters()), run.content.get("plan", {"data": "–"})
+        models.append([str(folder), run.name, f"{size:,}", plan.get("data", "see its model card"), run.trained])
         if (file := folder / "curves.png").is_file():
             curves.append(picture(file.read_bytes(), caption=f"loss of {folder}"))
     shown, page = [collect(section) for section in sections], template()

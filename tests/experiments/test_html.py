@@ -187,6 +187,9 @@ def test_what_does_not_fit_is_counted(tmp_path, monkeypatch):
 def test_a_report_that_cannot_be_written_is_refused_first(monkeypatch, capsys):
     """Before a model is loaded: "nowhere" is none."""
     Path("folder").mkdir()
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "WAV"})
+    assert call(evaluate_script, "nowhere", "--report", "page.html") == 2
+    assert "too old to write MP3" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "jinja2", None)
     for path, expected in (
         ("folder", "--report folder: is a folder"),

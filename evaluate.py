@@ -128,7 +128,7 @@ def command(args: argparse.Namespace, folders: list[Path], task: str) -> str:
     """What repeats the evaluation of one task."""
     words = ["python", "evaluate.py", *map(str, folders), "--task", task]
     for flag, value in vars(args).items():
-        told = value is not None and value != getattr(Options(), flag, None)
+        told = value is not None and value != getattr(Options(split=None), flag, None)
         if told and flag not in ("runs", "task", "json", "report", "device") and ONLY_FOR.get(flag, task) == task:
             words += [f"--{flag}", *(map("{:g}".format, value) if flag == "snr" else [str(value)])]
     return shlex.join(words)

@@ -103,7 +103,7 @@ def picture(image: bytes | np.ndarray, **about) -> dict:
 
     drawn = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else Image.fromarray(image)
     drawn.thumbnail((WIDEST, 4 * WIDEST))
-    drawn.convert("RGB").save(buffer := io.BytesIO(), "WEBP", quality=60)
+    drawn.convert("RGB").save(buffer := io.BytesIO(), "WEBP", quality=45)
     return about | {"src": data_uri("image/webp", buffer.getvalue()), "width": drawn.width, "height": drawn.height}
 
 
@@ -116,7 +116,7 @@ def encode(group: dict) -> dict:
     shown, loudest, kinds = [], None, [kind for kind, _ in group["clips"]]
     waveforms = [load(file) for _, (file, _) in clips]
     for ((kind, _), (_, of_run)), waveform in zip(clips, waveforms, strict=True):
-        level = STFT(512, 160).analyse(torch.from_numpy(waveform)).abs().square().clamp_min(1e-12).log10().numpy() / 8
+        level = STFT(512, 200).analyse(torch.from_numpy(waveform)).abs().square().clamp_min(1e-12).log10().numpy() / 8
         loudest = level.max() if loudest is None else loudest
         pixels = colormaps["magma"]((level - loudest + 1).clip(0, 1).T[::-1], bytes=True)[..., :3]
         soundfile.write(buffer := io.BytesIO(), waveform, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III")

@@ -25,7 +25,7 @@ from .runs import Options, Run, Speech, encode, features_of, join_segments, segm
 MODELS = ["fhvae"]
 
 ROWS, COLUMNS, SEEDS, EXAMPLES = 4, 10, 5, 3  # blocks A and B of the grid, traversal, reconstructions
-TILED = 16  # latents whose traversal a page shows with a slider
+TILED = 8  # latents whose traversal a page shows with a slider
 TRAVERSED = np.linspace(-3, 3, 7)
 SHOWN = 400  # frames of an utterance in a picture
 PAIRS, NOISY = 32, 16  # utterances that are measured after a swap and a shift, and after denoising

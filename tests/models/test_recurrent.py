@@ -471,14 +471,16 @@ def test_load_refuses_folders_that_are_no_published_model(tmp_path):
     torch.save({"a": nn.Linear(1, 1)}, tmp_path / "model.pt")  # a pickled object, not tensors
     assert "STFT" in message()
     network = "\n".join(f"{key} = {value}" for key, value in NETWORK.items())
-    stft = "[STFT]\nwlen_sec = 32e-3\nhop_percent = 0.25\nfs = {}\n[Network]\n" + network
-    (tmp_path / "config.ini").write_text(stft.format(8000))
-    assert "fs=8000" in message()
+    stft = "[STFT]\nwlen_sec = 625e-6\nhop_percent = 0.2\nfs = {}\n[Network]\n" + network
+    (tmp_path / "config.ini").write_text(stft.format(32000))
+    assert "fs=32000" in message()
     (tmp_path / "config.ini").write_text(stft.format(16000))
     assert "not a checkpoint" in message()
     torch.save(vrnn_state(), tmp_path / "model.pt")
     model, stft = load_dvae_speech(tmp_path)
-    assert (stft.window_length, stft.hop) == (512, 128) and model.config.rnn == 4
+    assert (stft.window_length, stft.hop) == (10, 2) and model.config.rnn == 4
+    (tmp_path / "config.ini").write_text((tmp_path / "config.ini").read_text().replace("625e-6", "32e-3"))
+    assert "a window of 512 samples does not have x_dim=6 bins" in message()
 
 
 def test_every_part_of_every_model_has_a_name_in_the_published_format():

@@ -1,4 +1,4 @@
-"""What the benches share: seconds and peak memory of a call, medians of calls that take turns, a table."""
+"""What the benches share: seconds and peak memory of a call, medians of calls that take turns, CUDA graphs, a table."""
 
 import argparse
 import csv
@@ -6,7 +6,7 @@ import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,12 +35,14 @@ def new_file(text: str) -> Path:
     return path
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """With the options of every bench."""
+def parser(description: str, resumable: bool = False) -> argparse.ArgumentParser:
+    """With the options of every bench; `resumable`: --resume too."""
     found = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--repeats", type=positive, default=7)
     found.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
     found.add_argument("--csv", type=new_file, help="write the table to this file as well")
+    if resumable:
+        found.add_argument("--resume", action="store_true", help="keep the rows that --csv has, measure the others")
     return found
 
 
@@ -79,6 +81,25 @@ def median_seconds(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def captured(call: Callable, device: torch.device) -> tuple[Callable, str]:
+    """The call as a replay of its CUDA graph, or itself and a remark."""
+    if device.type != "cuda":
+        return call, ""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        return call, " eager"
+    return graph.replay, ""
+
+
 def peak_mebibytes(call: Callable, device: torch.device) -> float:
     """What a call adds at its peak to the memory held before it. On the CPU from Linux's account of the process."""
     if device.type == "cuda":
@@ -105,9 +126,19 @@ class Table:
     """Rows, printed as they come. widths: of columns that are wider than their name."""
 
     def __init__(self, *columns: str, **widths: int):
-        self.columns, self.rows = columns, []
+        self.columns, self.rows, self.before = columns, [], []
         self.widths = {column: widths.get(column, max(8, len(column))) for column in columns}
         self.print({column: column for column in columns})
+
+    def resume(self, path: Path | None) -> None:
+        """Take the rows that a bench before this one has written."""
+        if path is not None and path.exists():
+            self.before = read_rows(path)
+            self.rows = list(self.before)
+
+    def has(self, **cells) -> bool:
+        """Whether one of the rows before has these cells."""
+        return any(all(row[name] == str(cell) for name, cell in cells.items()) for row in self.before)
 
     def add(self, row: dict) -> None:
         self.rows.append(row)
@@ -123,3 +154,15 @@ class Table:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows that `Table.write` has written; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows))

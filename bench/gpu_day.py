@@ -121,7 +121,12 @@ class Day:
         log, begun = self.folder / f"{part.name.replace(' ', '-')}.log", time.monotonic()
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                [sys.executable, *map(str, command)], cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+                [sys.executable, *map(str, command)],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
             try:
                 code = process.wait(min(left, seconds))

@@ -5,14 +5,17 @@ import csv
 import ctypes
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from minidvae.command_line import Parser
-from minidvae.files import atomic_write
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a bench measures the checkout that it is in
+
+from minidvae.command_line import Parser  # noqa: E402
+from minidvae.files import atomic_write  # noqa: E402
 
 
 def positive(text: str) -> int:
@@ -59,13 +62,16 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds(call: Callable, device: torch.device, times: int = 1) -> float:
-    """Of one call, the mean of several with no wait between them."""
+    """Of one call, the mean of several with no wait between them. With one thread of a CPU these are seconds of its
+    work, to which other processes of a busy machine do not add."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     synchronise(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         call()
     synchronise(device)
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times
 
 
 def median_seconds(
@@ -73,7 +79,7 @@ def median_seconds(
 ) -> dict[str, float]:
     """Medians of calls that take turns within each repeat, after one call each; a turn is `at_least` so many seconds
     long."""
-    turns = {name: max(1, math.ceil(at_least / seconds(call, device))) for name, call in calls.items()}
+    turns = {name: max(1, math.ceil(at_least / max(1e-9, seconds(call, device)))) for name, call in calls.items()}
     times = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():

@@ -145,6 +145,20 @@ def traversal(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], values: np
             axis.set_axis_off()
 
 
+def traversal_tiles(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], path: str | Path) -> None:
+    """The images of `traversal` without axes, in tiles of one size for a page that shows two at a time: a row for each
+    latent with what is decoded (n, values, frames, bins) for each value; at the left of the first row the seeds."""
+    import matplotlib.image
+
+    low, high = np.percentile(seeds, (5, 99.5))
+    tiles = np.stack([np.concatenate([seeds[:, None], decoded], axis=1) for _, decoded in walks])
+    tiles[1:, :, 0] = low
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 0), (0, 2), (0, 0)), constant_values=low)
+    image = tiles.transpose(0, 4, 2, 1, 3)[:, ::-1].reshape(len(walks) * tiles.shape[-1], -1)
+    with atomic_write(path) as beside:
+        matplotlib.image.imsave(beside, image, vmin=low, vmax=high, cmap="Greys", format="png")
+
+
 def transformation(panels: dict[str, tuple[str, np.ndarray]], path: str | Path) -> None:
     """FHVAE paper, Figures 1 and 5: on the left the two utterances, on the right what is decoded of them. panels:
     (title, features (frames, bins)) of "source", "reference", "reconstruction", "transformed", "other" (the

@@ -275,13 +275,13 @@ def keep_examples(runs: list[Run], seed: int) -> None:
 
 def table(rows: dict[str, dict], published: Sequence[tuple[str, str]] = ()) -> str:
     """Distance and clips per second by title, then published distances, (title, distance) each."""
-    lines = [["", "FDSD", *PARTS]]
+    lines = []
     for title, row in rows.items():
         rates = [row["clips_per_second"].get(part) for part in PARTS]
         rates = ["" if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}" for rate in rates]
         lines.append([title, report.mean_and_error(row["fdsd"]["mean"], row["fdsd"]["standard_deviation"], 2), *rates])
     lines += [[f"{title} (paper)", distance, "", "", ""] for title, distance in published]
-    return report.table(["", "", "clips per second:", "", ""], lines)
+    return report.table(["", "FDSD", *(f"{part}, clips/s" for part in PARTS)], lines)
 
 
 def recogniser_of(options: Options, device: torch.device) -> Recogniser | None:

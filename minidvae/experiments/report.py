@@ -7,6 +7,8 @@ from pathlib import Path
 from ..files import write_json
 from .runs import Options, Run
 
+TABLES = {}  # text of a table that was made → {"heading", "rows", "left"}, for the page of --report
+
 
 def number(value: float | None, form: str) -> str:
     """The value in this format, or a dash where it is unknown (None or nan)."""
@@ -30,11 +32,13 @@ def summary_cells(summary: dict[str, dict], columns: dict[str, tuple[str, int]],
 
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
     """Columns as wide as their widest cell, the first `left` of them flush left and the others flush right."""
-    columns = []
+    columns, rows = [], [list(row) for row in rows]
     for place, column in enumerate(zip(heading, *rows, strict=True)):
         side, width = "<" if place < left else ">", max(map(len, column))
         columns.append([f"{cell:{side}{width}}" for cell in column])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    text = "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    TABLES[text] = {"heading": heading, "rows": rows, "left": left}
+    return text
 
 
 def begin(run: Run) -> None:

@@ -1,7 +1,6 @@
 """Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE benchmark paper, Table 2)."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 
@@ -34,7 +33,8 @@ COLUMNS = {  # measure: heading, decimals
 def evaluate(runs: list[Run], options: Options) -> list[dict]:
     """One table, and results.json, wav files and figures in the folder of every run."""
     if options.mode == "teacher_forcing":
-        runs = [replace(run, target=run.target / options.mode) for run in runs]
+        for run in runs:
+            run.target /= options.mode
     results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
     mode = f" ({options.mode.replace('_', ' ')})"
     titles = [title + mode * run.model.autoregressive for title, run in zip(report.titles(runs), runs, strict=True)]

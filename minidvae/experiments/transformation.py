@@ -25,6 +25,7 @@ from .runs import Options, Run, Speech, encode, features_of, join_segments, segm
 MODELS = ["fhvae"]
 
 ROWS, COLUMNS, SEEDS, EXAMPLES = 4, 10, 5, 3  # blocks A and B of the grid, traversal, reconstructions
+TILED = 8  # latents whose traversal a page shows with a slider
 TRAVERSED = np.linspace(-3, 3, 7)
 SHOWN = 400  # frames of an utterance in a picture
 PAIRS, NOISY = 32, 16  # utterances that are measured after a swap and a shift, and after denoising
@@ -58,7 +59,7 @@ def evaluate_run(run: Run, options: Options, runs: list[Run]) -> dict:
         "movement": movement(run, probes.fit_instruments(train), test, seed),
         "denoising": denoising(run),
     }
-    draw_segments(run, test, seed)
+    result["traversals"] = draw_segments(run, test, seed)
     draw_reconstructions(run, runs, seed)
     draw_utterances(run, seed)
     return result
@@ -224,9 +225,10 @@ def choose_segments(run: Run, count: int, seed: int) -> Tensor:
     return torch.stack(chosen)
 
 
-def draw_segments(run: Run, test: list[probes.Encoded], seed: int) -> None:
+def draw_segments(run: Run, test: list[probes.Encoded], seed: int) -> dict[str, list]:
     """swap.png, the grid of Figure 4; traversal-z1.png and traversal-z2.png, as Figures 11 to 14 but of every latent,
-    those first whose posterior means vary most over the test segments."""
+    those first whose posterior means vary most over the test segments. And the first of them as tiles; returns what is
+    in these: {"values": of a latent, "traversal-z1": names of latents, "traversal-z2"}."""
     model = run.model
     rows, columns = choose_segments(run, ROWS, seed), choose_segments(run, COLUMNS, seed + 1)
     of_rows, of_columns = model.infer(rows), model.infer(columns)
@@ -237,7 +239,7 @@ def draw_segments(run: Run, test: list[probes.Encoded], seed: int) -> None:
     figures.swap_grid(*(block.cpu().numpy() for block in blocks), run.target / "swap.png")
 
     seeds = choose_segments(run, SEEDS, seed + 2)
-    means = model.infer(seeds)
+    means, tiled = model.infer(seeds), {"values": TRAVERSED.tolist()}
     for which, name in enumerate(("z1", "z2")):
         deviations, walks = torch.cat([getattr(e, name) for e in test]).std(0, correction=0), []
         for j in deviations.argsort(descending=True).tolist():
@@ -246,6 +248,9 @@ def draw_segments(run: Run, test: list[probes.Encoded], seed: int) -> None:
             decoded = model.decode(*latents).unflatten(0, (SEEDS, len(TRAVERSED)))
             walks.append((f"$z_{which + 1}$[{j}], deviation {deviations[j]:.2f}", decoded.cpu().numpy()))
         figures.traversal(seeds.cpu().numpy(), walks, TRAVERSED, run.target / f"traversal-{name}.png")
+        figures.traversal_tiles(seeds.cpu().numpy(), walks[:TILED], run.target / f"traversal-{name}-tiles.png")
+        tiled[f"traversal-{name}"] = [title.replace("$", "").replace("_", "") for title, _ in walks[:TILED]]
+    return tiled
 
 
 def draw_reconstructions(run: Run, runs: list[Run], seed: int) -> None:

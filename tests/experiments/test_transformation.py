@@ -16,7 +16,7 @@ from speech_folder import write_speech
 from minidvae.data import audio, synthetic
 from minidvae.data.audio import FEATURE_STFT, SAMPLE_RATE
 from minidvae.data.corpus import BUILT_IN, Corpus, Utterance, built_in_speakers, load_corpus
-from minidvae.experiments import figures, probes
+from minidvae.experiments import figures, html, probes
 from minidvae.experiments import transformation as T
 from minidvae.experiments.runs import Options, Run, features_of, segments_of
 from minidvae.models import build_model
@@ -334,6 +334,7 @@ def test_segments_are_the_same_for_every_model(tiny):
 
 
 PICTURES = {"swap.png", "traversal-z1.png", "traversal-z2.png", "reconstructions.png"}
+PICTURES |= {"traversal-z1-tiles.png", "traversal-z2-tiles.png"}
 SOUNDS = ("source", "reference", "reconstruction-source-phase", "transformed-source-phase", "transformed-griffin-lim")
 
 
@@ -341,7 +342,7 @@ def test_the_whole_task_with_sound(labelled, tmp_path, capsys):
     """Fails where a promised file is missing, an old one stays, a sound is silent or of another length, or a measure
     that this corpus can give is missing."""
     corpus = load_corpus(f"conditions:{labelled.name}", cache=tmp_path, progress=False, note=lambda _: None)
-    noisy = tuple(dataclasses.replace(u, condition="noisy") for u in corpus.utterances[-1:])  # of the test
+    noisy = tuple(u._replace(condition="noisy") for u in corpus.utterances[-1:])  # of the test
     corpus = dataclasses.replace(corpus, utterances=corpus.utterances[:-1] + noisy)
     runs = [tiny_run(corpus, tmp_path / name, name, features="log_magnitude") for name in ("lstm", "fc")]
     runs[0].target.mkdir(parents=True)
@@ -353,6 +354,9 @@ def test_the_whole_task_with_sound(labelled, tmp_path, capsys):
         sounds = {f"{name}-{part}.wav" for name in (*conversions, "denoising") for part in SOUNDS}
         assert {file.name for file in run.target.iterdir()} == pictures | sounds | {"results.json"}
         assert all((run.target / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+        on_page = {group for group, *_ in html.clips_of("transformation", list(run.target.iterdir()))}
+        assert on_page == {*conversions, "denoising"}
+        assert len(result["traversals"]["traversal-z2"]) == min(T.TILED, run.model.config.z2_latent)
         for name in (*conversions, "denoising"):
             source, _ = soundfile.read(run.target / f"{name}-source.wav")
             for part in SOUNDS[2:]:

@@ -12,8 +12,9 @@ GB/s count the fewest bytes: each input read once, each result written once; wit
 read and each gradient written once as well. `% of copy` compares with a copy on the device, measured in the same run.
 TFLOP/s count the matrix products; a backward pass has two for each. On a GPU each path is captured in a CUDA graph,
 so the times are the device's (`eager` stands beside a path that cannot be). Paths take turns within each repeat; times
-are medians. Before its times are taken, each path on a GPU is compared with the definition in float64; without a GPU
-tests/kernels compares the kernels, in Triton's interpreter.
+are medians. torch.compile would unroll a scan's loop for minutes: it is timed for the losses only. Before its times are
+taken, each path on a GPU is compared with the definition in float64; without a GPU tests/kernels compares the kernels,
+in Triton's interpreter. `--csv` is written after every shape; with `--resume` the shapes in it are not measured anew.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from timing import Table, describe, median_seconds, new_file, parser, positive
+from timing import Table, captured, describe, markdown, median_seconds, new_file, parser, positive
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -113,7 +114,7 @@ def lstm_case(operation: str, batch: int, frames: int, hidden: int, precision: s
         return of_input
 
     paths = {name: path and layer(path) for name, path in ours(lstm_scan, device).items()}
-    paths |= {"nn.LSTM": lambda x, *weights: rnn(x)[0]} | unrolled(paths["reference"], batch, frames, device)
+    paths |= {"nn.LSTM": lambda x, *weights: rnn(x)[0]}
     if device.type == "cuda":
         paths |= public_lstms(zeros, frames)
     inputs = [x, rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0]
@@ -187,17 +188,10 @@ def latent_case(operation: str, batch: int, frames: int, hidden: int, precision:
 
     paths = ours(latent_scan, device) | ({"loop": loop} if device.type == "cuda" else {})
     paths = {path: scan and call(scan) for path, scan in paths.items()}
-    paths |= unrolled(paths["reference"], batch, frames, device)
     matrices, _ = tree_flatten((given.first, given.posterior, given.transition, given.lstm))
     weights = sum(matrix.numel() for matrix in matrices if matrix is not None and matrix.dim() == 2)
     shape = f"{batch} x {frames}" + (f", state {hidden}" if given.lstm else "")
     return Case(operation, shape, precision, batch * frames, inputs, paths, weights)
-
-
-def unrolled(reference: Callable, batch: int, frames: int, device: torch.device) -> dict[str, Callable | None]:
-    """torch.compile unrolls the loop and takes minutes for it: the shortest, at one batch size, on a GPU only."""
-    few = device.type == "cuda" and frames <= 20 and batch <= 32
-    return {"torch.compile": torch.compile(reference, dynamic=False) if few else None}
 
 
 def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]:
@@ -248,25 +242,6 @@ def wrong(case: Case, path: str, exact: list[Tensor]) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- timing
-
-
-def captured(call: Callable, device: torch.device) -> tuple[Callable, str]:
-    """The call as a replay of its CUDA graph, or itself and a remark."""
-    if device.type != "cuda":
-        return call, ""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError:
-        return call, " eager"
-    return graph.replay, ""
 
 
 def device_copy(device: torch.device, repeats: int) -> float:
@@ -325,6 +300,27 @@ def measure(case: Case, copy: float, repeats: int, device: torch.device) -> Iter
             yield row
 
 
+def milliseconds(cell: str) -> float | None:
+    number = (cell or "-").split()[0]
+    return float(number) if number.replace(".", "").isdigit() else None
+
+
+def summary(rows: list[dict]) -> str:
+    """A Markdown table of milliseconds, a column for each path; bold is what beats `shipped`."""
+    paths = list(dict.fromkeys(row["path"] for row in rows))
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in COLUMNS[:4]), {})[row["path"]] = row["ms"]
+
+    def cell(times: dict[str, str], path: str) -> str:
+        time, shipped = (milliseconds(times.get(name, NOT_MEASURED)) for name in (path, "shipped"))
+        wins = time is not None and shipped is not None and time < shipped
+        return f"**{times[path]}**" if wins else times.get(path, "")
+
+    lines = [(*case, *(cell(times, path) for path in paths)) for case, times in found.items()]
+    return markdown((*COLUMNS[:4], *paths), lines)
+
+
 def plot(rows: list[dict], path: Path) -> None:
     """Forward + backward: a panel for each operation and precision, milliseconds over shapes, a line for each path."""
     import matplotlib
@@ -332,14 +328,14 @@ def plot(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in rows if row["pass"] == PASSES[1] and row["ms"].split()[0].replace(".", "").isdigit()]
+    rows = [row for row in rows if row["pass"] == PASSES[1] and milliseconds(row["ms"]) is not None]
     panels = list(dict.fromkeys((row["operation"], row["precision"]) for row in rows))
     figure, axes = plt.subplots(len(panels), 1, squeeze=False, layout="constrained", figsize=(9, 3 * len(panels)))
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         mine = [row for row in rows if (row["operation"], row["precision"]) == panel]
         shapes = list(dict.fromkeys(row["shape"] for row in mine))
         for name in dict.fromkeys(row["path"] for row in mine):
-            found = {row["shape"]: float(row["ms"].split()[0]) for row in mine if row["path"] == name}
+            found = {row["shape"]: milliseconds(row["ms"]) for row in mine if row["path"] == name}
             axis.plot([shapes.index(shape) for shape in found], list(found.values()), "o-", label=name, markersize=4)
         axis.set(title=", ".join(panel), ylabel="ms", yscale="log")
         axis.set_xticks(range(len(shapes)), shapes, rotation=60, ha="right", fontsize=6)
@@ -349,28 +345,34 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__)
+    options = parser(__doc__, resumable=True)
     options.add_argument("--operations", nargs="+", default=OPERATIONS, choices=OPERATIONS, metavar="NAME")
     for name, default in SWEEP["cpu"].items():
         text = f"default: {default[0]}; on a GPU {', '.join(map(str, SWEEP['cuda'][name]))}"
         options.add_argument(f"--{name}", nargs="+", type=positive, help=text)
     text = "default: fp32; on a GPU all that an operation has"
     options.add_argument("--precision", nargs="+", choices=TOLERANCE, help=text)
+    options.add_argument("--markdown", type=new_file, help="write a table of milliseconds to this file")
     options.add_argument("--plot", type=new_file, help="draw forward + backward to this file")
     arguments = options.parse_args()
     device = arguments.device
     print(describe(device))
-    right, copy = True, device_copy(device, arguments.repeats)
+    copy = device_copy(device, arguments.repeats)
     print(f"copy on the device: {copy / 1e9:.1f} GB/s")
     table = Table(*COLUMNS, **WIDTHS)
+    if arguments.resume:
+        table.resume(arguments.csv)
     for case in cases(arguments, device):
-        for row in measure(case, copy, arguments.repeats, device):
-            right &= row["ms"] != "wrong"
-            table.add(row)
-    table.write(arguments.csv)
+        if not table.has(operation=case.operation, precision=case.precision, shape=case.shape):
+            for row in measure(case, copy, arguments.repeats, device):
+                table.add(row)
+            table.write(arguments.csv)
+    if arguments.markdown:
+        with atomic_write(arguments.markdown) as beside:
+            beside.write_text(f"{summary(table.rows)}\n")
     if arguments.plot:
         plot(table.rows, arguments.plot)
-    sys.exit(not right)
+    sys.exit(any(row["ms"] == "wrong" for row in table.rows))
 
 
 if __name__ == "__main__":

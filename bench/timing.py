@@ -1,18 +1,21 @@
-"""What the benches share: seconds and peak memory of a call, medians of calls that take turns, a table."""
+"""What the benches share: seconds and peak memory of a call, medians of calls that take turns, CUDA graphs, a table."""
 
 import argparse
 import csv
 import ctypes
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from minidvae.command_line import Parser
-from minidvae.files import atomic_write
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a bench measures the checkout that it is in
+
+from minidvae.command_line import Parser  # noqa: E402
+from minidvae.files import atomic_write  # noqa: E402
 
 
 def positive(text: str) -> int:
@@ -35,12 +38,14 @@ def new_file(text: str) -> Path:
     return path
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """With the options of every bench."""
+def parser(description: str, resumable: bool = False) -> argparse.ArgumentParser:
+    """With the options of every bench; `resumable`: --resume too."""
     found = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--repeats", type=positive, default=7)
     found.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
     found.add_argument("--csv", type=new_file, help="write the table to this file as well")
+    if resumable:
+        found.add_argument("--resume", action="store_true", help="keep the rows that --csv has, measure the others")
     return found
 
 
@@ -57,13 +62,16 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds(call: Callable, device: torch.device, times: int = 1) -> float:
-    """Of one call, the mean of several with no wait between them."""
+    """Of one call, the mean of several with no wait between them. With one thread of a CPU these are seconds of its
+    work, to which other processes of a busy machine do not add."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     synchronise(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         call()
     synchronise(device)
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times
 
 
 def median_seconds(
@@ -71,12 +79,31 @@ def median_seconds(
 ) -> dict[str, float]:
     """Medians of calls that take turns within each repeat, after one call each; a turn is `at_least` so many seconds
     long."""
-    turns = {name: max(1, math.ceil(at_least / seconds(call, device))) for name, call in calls.items()}
+    turns = {name: max(1, math.ceil(at_least / max(1e-9, seconds(call, device)))) for name, call in calls.items()}
     times = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             times[name].append(seconds(call, device, turns[name]))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def captured(call: Callable, device: torch.device) -> tuple[Callable, str]:
+    """The call as a replay of its CUDA graph, or itself and a remark."""
+    if device.type != "cuda":
+        return call, ""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        return call, " eager"
+    return graph.replay, ""
 
 
 def peak_mebibytes(call: Callable, device: torch.device) -> float:
@@ -105,9 +132,19 @@ class Table:
     """Rows, printed as they come. widths: of columns that are wider than their name."""
 
     def __init__(self, *columns: str, **widths: int):
-        self.columns, self.rows = columns, []
+        self.columns, self.rows, self.before = columns, [], []
         self.widths = {column: widths.get(column, max(8, len(column))) for column in columns}
         self.print({column: column for column in columns})
+
+    def resume(self, path: Path | None) -> None:
+        """Take the rows that a bench before this one has written."""
+        if path is not None and path.exists():
+            self.before = read_rows(path)
+            self.rows = list(self.before)
+
+    def has(self, **cells) -> bool:
+        """Whether one of the rows before has these cells."""
+        return any(all(row[name] == str(cell) for name, cell in cells.items()) for row in self.before)
 
     def add(self, row: dict) -> None:
         self.rows.append(row)
@@ -123,3 +160,15 @@ class Table:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows that `Table.write` has written; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows))

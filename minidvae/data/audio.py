@@ -25,6 +25,7 @@ from ..files import atomic_write
 
 SAMPLE_RATE = 16_000
 SLOWEST, FASTEST = 4_000, 768_000  # sampling rates of files, Hz; a header that claims less makes gigabytes of kilobytes
+MOST_PER_BYTE = 1_000  # samples; only silence comes near, and a decoder that goes on after the end of a damaged file
 # The least power of a bin in what models learn from. It is about what rounding to 16 bits leaves in it (2⁻³⁰/12,
 # times 159 to 512, the sum of the squares of the window): digital silence then looks like rounded silence.
 POWER_FLOOR = 1e-8
@@ -61,6 +62,8 @@ def read(path: str | Path, new_rate: int | None = None, mix: bool = True) -> tup
                     raise AudioError(f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}")
                 while len(block := sound.read(2**16 // channels, "float32", always_2d=True)):
                     blocks.append(block.mean(axis=1) if mix else block)
+                    if len(blocks) * 2**16 > 2**17 + MOST_PER_BYTE * path.stat().st_size:
+                        raise AudioError(f"{path}: decodes without an end; expected a whole sound file")
                 waveform = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
         why = str(getattr(error, "error_string", error)).strip().rstrip(".")

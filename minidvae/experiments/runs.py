@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import synthetic
 from ..data.audio import STFT
 from ..data.corpus import Corpus, Utterance
 from ..enhancement import Settings
@@ -94,16 +93,13 @@ class Speech:
 
 
 @torch.no_grad()
-def encode(run: Run, corpus: Corpus, index: int, condition: str = "clean", seed: int = 0, shift: int = 0) -> Speech:
-    """An utterance of a corpus, a condition of `synthetic.CONDITIONS` laid over it, in segments that are `shift` frames
-    apart (the recipe's if 0)."""
-    utterance = corpus.utterances[index]
-    noise = np.random.default_rng((seed, zlib.crc32(f"{utterance.name} {condition}".encode())))
-    waveform = synthetic.apply_condition(corpus.waveform(index, trim=run.recipe.trim), condition, noise)
+def encode(run: Run, corpus: Corpus, index: int, shift: int = 0) -> Speech:
+    """An utterance of a corpus in segments that are `shift` frames apart (the recipe's if 0)."""
+    waveform = corpus.waveform(index, trim=run.recipe.trim)
     features = features_of(run, waveform)
     means = run.model.infer(segments_of(features, run.recipe.frames, shift or run.recipe.shift))
     mu1, mu2 = run.model.mu1(means.z1), run.model.s_vector(means.z2)
-    return Speech(utterance, waveform, features, means.z1, means.z2, mu1, mu2)
+    return Speech(corpus.utterances[index], waveform, features, means.z1, means.z2, mu1, mu2)
 
 
 def features_of(run: Run, waveform: np.ndarray) -> Tensor:

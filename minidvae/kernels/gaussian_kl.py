@@ -97,22 +97,21 @@ class PlainGaussianKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, qm: Tensor, ql: Tensor, pm: Tensor | None, pl: Tensor | None) -> Tensor:
-        if pm is None:
-            d_ql = torch.exp(ql).sub_(1).mul_(0.5)
-            ctx.save_for_backward(qm, d_ql)
-            return torch.addcmul(torch.add(d_ql, ql, alpha=-0.5), qm, qm, value=0.5).sum(-1)
-        difference = qm - pm
-        d_qm = torch.exp(-pl).mul_(difference)
-        d_ql = torch.sub(ql, pl).exp_().sub_(1).mul_(0.5)
-        d_pl = torch.addcmul(d_ql, d_qm, difference, value=0.5).neg_()  # ½ (1 − spread)
-        ctx.save_for_backward(d_qm, d_ql, -d_qm, d_pl)
-        return torch.sub(pl, ql).mul_(0.5).sub_(d_pl).sum(-1)
+        distance, log_ratio = (qm, ql) if pm is None else (qm - pm, ql - pl)
+        d_mean = qm if pm is None else torch.neg(pl).exp_().mul_(distance)
+        ratio = torch.expm1(log_ratio)  # of the variances, less one
+        ctx.save_for_backward(distance, d_mean, ratio)
+        ctx.standard = pm is None
+        return torch.addcmul(ratio, distance, d_mean).sub_(log_ratio).sum(-1).mul_(0.5)
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
         differentiates_once("gaussian_kl")
-        gradients = [gradient * upstream[..., None] for gradient in ctx.saved_tensors]
-        return *gradients, *[None] * (4 - len(gradients))
+        distance, d_mean, ratio = ctx.saved_tensors
+        d_mean, d_ql = d_mean * upstream[..., None], ratio * (0.5 * upstream)[..., None]
+        if ctx.standard:
+            return d_mean, d_ql, None, None
+        return d_mean, d_ql, -d_mean, torch.addcmul(d_ql, d_mean, distance, value=0.5).neg_()
 
 
 def gaussian_kl(

@@ -84,17 +84,16 @@ class PlainISDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, log_variance: Tensor) -> Tensor:
-        x = x.clamp_min(FLOOR)
-        gradient = torch.neg(log_variance).exp_()
-        torch.addcmul(x.new_ones(()), x, gradient, value=-1, out=gradient)  # 1 − x·e^{−l}
-        ctx.save_for_backward(gradient)
-        return torch.sub(log_variance, x.log_(), out=x).sub_(gradient).sum(-1)
+        log_ratio = x.clamp_min(FLOOR).log_().sub_(log_variance)
+        excess = torch.expm1(log_ratio)  # x·e^{−l} − 1
+        ctx.save_for_backward(excess)
+        return excess.sum(-1).sub_(log_ratio.sum(-1))
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
         differentiates_once("is_divergence")
-        (gradient,) = ctx.saved_tensors
-        return None, gradient * upstream[..., None]
+        (excess,) = ctx.saved_tensors
+        return None, excess * -upstream[..., None]
 
 
 def is_divergence(x: Tensor, log_variance: Tensor) -> Tensor:

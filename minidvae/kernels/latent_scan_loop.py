@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .lstm_scan import lstm_cell_forward
+
 ACTIVATION_BACKWARD = {  # (gradient, output, where to write)
     "tanh": lambda d, y, out: torch.ops.aten.tanh_backward.grad_input(d, y, grad_input=out),
     "relu": lambda d, y, out: torch.ops.aten.threshold_backward.grad_input(d, y, 0, grad_input=out),
@@ -54,17 +56,6 @@ def gate_views(gates: Tensor) -> list[tuple[Tensor, ...]]:
     """For each frame: i and f in one, i, f, g, o"""
     hidden = gates.shape[-1] // 4
     return by_frame(gates[..., : 2 * hidden], *gates.split(hidden, dim=-1))
-
-
-def lstm_cell_forward(gates, c_before: Tensor, c: Tensor, tanh_c: Tensor, h: Tensor) -> None:
-    """`lstm_cell` into given tensors: gates become their activations; c, tanh(c) and h are written."""
-    i_and_f, i, f, g, o = gates
-    i_and_f.sigmoid_()
-    g.tanh_()
-    o.sigmoid_()
-    torch.mul(f, c_before, out=c).addcmul_(i, g)
-    torch.tanh(c, out=tanh_c)
-    torch.mul(o, tanh_c, out=h)
 
 
 def lstm_cell_backward(gates, c_before: Tensor, tanh_c: Tensor, dh: Tensor, dc: Tensor, d_gates) -> None:

@@ -35,6 +35,17 @@ def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
+def lstm_cell_forward(gates, c_before: Tensor, c: Tensor, tanh_c: Tensor, h: Tensor) -> None:
+    """`lstm_cell` into given tensors: gates become their activations; c, tanh(c) and h are written."""
+    i_and_f, i, f, g, o = gates
+    i_and_f.sigmoid_()
+    g.tanh_()
+    o.sigmoid_()
+    torch.mul(f, c_before, out=c).addcmul_(i, g)
+    torch.tanh(c, out=tanh_c)
+    torch.mul(o, tanh_c, out=h)
+
+
 def lstm_scan_reference(
     gates_x: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, reverse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,13 +50,13 @@ def build_model(name: str, **config) -> nn.Module:
 
 
 def outline(name: str, config: dict, most: int) -> nn.Module:
-    """The model of a file's settings, its parameters without memory, to be compared with those in the file. No more is
-    made than `most` parameters, as many as the file has. CheckpointError where there is no such model."""
+    """The model of a file's settings, its parameters without memory, to be compared with those in the file. Not many
+    more are made than `most`, as many as the file has. CheckpointError where there is no such model."""
     made = []
 
     def count(*parameter) -> None:
         made.append(parameter[1])
-        if len(made) > most:
+        if len(made) > 2 * most + 10:
             raise CheckpointError(f"its settings describe a {name} of more parameters than the {most} in the file")
 
     hook = register_module_parameter_registration_hook(count)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import processes
-from ..kernels.lstm_scan import LSTMWeights, lstm_scan
-from .base import DVAE, DVAEConfig, Gaussian, GaussianHead, Generators
+from ..kernels.common import without_autocast
+from ..kernels.lstm_scan import LSTMWeights, lstm_cell_forward, lstm_scan
+from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Generators, Score, past
 
 
 def affine(layers: nn.Sequential, head: GaussianHead | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -50,6 +51,25 @@ class LSTM(nn.LSTM):
             after.append(torch.lstm_cell(x, before, *weights))
             x = after[-1][0]
         return x, after
+
+    def step_in(self, memory: Tensor) -> Callable[[], None]:
+        """A step without gradient: memory holds the inputs of a frame and beside them the output of the one before,
+        (batch, inputs + width), zeros at first, which it replaces."""
+        inputs, h = memory.split([self.input_size, self.hidden_size], dim=1)
+        (w_ih, w_hh, bias), *upper = self.weights()
+        weight, state, gates, c = torch.cat([w_ih, w_hh], 1).t(), None, h.new_empty(len(h), 4 * h.shape[1]), h.clone()
+        cell = (gates[:, : 2 * h.shape[1]], *gates.chunk(4, dim=1)), c, c, torch.empty_like(c), h
+
+        def step() -> None:
+            nonlocal state
+            if upper or h.is_cuda:  # a GPU has a kernel for the cell
+                output, state = self.step(inputs, state)
+                h.copy_(output)
+            else:
+                torch.addmm(bias, memory, weight, out=gates)
+                lstm_cell_forward(*cell)
+
+        return step
 
     def scan(self, x: Tensor) -> Tensor:
         """`forward` by `lstm_scan`, after one product for all inputs of a layer and direction."""
@@ -119,36 +139,80 @@ class RecurrentConfig(DVAEConfig):
     activation: str = "tanh"  # or relu, in the MLPs
 
 
+def in_place(activation: str, layers: nn.Sequential, last: tuple[Tensor, Tensor] | None = None) -> Callable:
+    """An MLP, and `last`, an affine layer, as a function of its input and of where to write, without gradient."""
+    act_, transposed = getattr(torch, f"{activation}_"), [(weight.t(), bias) for weight, bias in affine(layers)]
+
+    def apply(x: Tensor, out: Tensor) -> None:
+        for weight, bias in transposed:
+            x = act_(torch.addmm(bias, x, weight))
+        out.copy_(x) if last is None else torch.addmm(last[1], x, last[0].t(), out=out)
+
+    return apply
+
+
 class AutoregressiveDVAE(DVAE):
-    """A recurrent DVAE whose decoder sees x_{t−1}. Subclasses define `step`, the decoder and the prior of one frame.
-    Decoding from the own past takes z from the pass over the true x, and a state that has seen e^{l_{t−1}} and z."""
+    """A recurrent DVAE whose decoder sees x_{t−1}. Subclasses define `infer(inputs, noise)`, from the scaled spectrum
+    q(z), its sample, and `hidden` of the true past or None; `hidden(x_past, z)`, the outputs h of the decoder's LSTM;
+    `score_of(h, z)`; and `frame_modules`. Decoding from the own past takes a z inferred from the true x."""
 
     autoregressive = True
 
-    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z: Callable[[Gaussian | None], Tensor]):
-        """l_t, z_t and the state after a frame, from the scaled x_{t−1}, z_{t−1} and the state before it (None at the
-        first frame). draw_z turns the prior of z_t (None for N(0, I)) into z_t."""
+    def frame_modules(self) -> tuple:
+        """What makes a frame: an order, the MLPs on x_{t−1} and on z, the LSTM, the MLPs of the prior (None for
+        N(0, I)) and the decoder. In this order the features of x and z and the LSTM's output h lie side by side: the
+        LSTM reads all up to h, the decoder all after x, the prior all from h on."""
         raise NotImplementedError
 
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
+        noise, inputs = self.draw_noise(*x.shape[:2]) if noise is None else noise, self.input_scale(x)
+        q_z, z, h = self.infer(inputs, noise)
+        x_past = self.mixed_past(inputs, z)
+        if h is None or x_past is not None:
+            h = self.hidden(past(inputs) if x_past is None else x_past, z)
+        log_variance, p_z = self.score_of(h, z)
+        return DVAEOutput(log_variance, z, q_z, p_z)
+
+    def score(self, x_past: Tensor, z: Tensor, w: None = None) -> Score:
+        return self.score_of(self.hidden(x_past, z), z)
+
     @torch.no_grad()
-    def unroll(self, first: Tensor, frames: int, draw_z, true: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Frame by frame from the own past → log-variance and the scaled past that was fed, (batch, frames, bins).
-        first: z_0 (batch, latent); draw_z(t, prior) gives z_t. With `true` (the scaled spectrum) a past frame is
-        the own output with probability `own_past`, for each sequence and frame by itself, and the true one else."""
-        z, state, x_past = first, None, first.new_zeros(len(first), self.config.bins)
-        outputs, fed = [], []
+    def unroll(self, z: Tensor, draw: bool = False, true: Tensor | None = None) -> Tensor:
+        """Frame by frame from the own past → log-variance (batch, frames, bins). z: (batch, frames, latent), with
+        `draw` the noise that z_t is drawn with. With `true` (the scaled spectrum) a past frame is the own output with
+        probability `own_past`, for each sequence and frame by itself, else the true one, and this past is returned."""
+        order, mlp_x, mlp_z, lstm, mlp_prior, decoder = self.frame_modules()
+        act, draw = self.config.activation, draw and mlp_prior is not None
+        widths = {"x": mlp_x.outputs, "z": mlp_z.outputs, "h": lstm.hidden_size}
+        memory = z.new_zeros(len(z), sum(widths.values()))
+        part = dict(zip(order, memory.split([widths[name] for name in order], dim=1), strict=True))
+        after_x, up_to_h = (sum(widths[name] for name in order.partition(last)[0] + last) for last in "xh")
         if true is not None:
-            draw = processes.drawn(lambda rows: torch.rand(frames, rows, 1, device=z.device), len(z), dim=1)
-            own = draw < self.own_past
-        for t in range(frames):
-            log_variance, z, state = self.step(x_past, z, state, lambda prior, t=t: draw_z(t, prior))
-            outputs.append(log_variance)
-            fed.append(x_past)
-            x_past = self.feed_back(log_variance)
-            if true is not None:
-                x_past = torch.where(own[t], x_past, true[:, t])
-        torch.clear_autocast_cache()  # it now holds weights cast without gradient
-        return torch.stack(outputs, dim=1), torch.stack(fed, dim=1)
+            draws = processes.drawn(lambda rows: torch.rand(z.shape[1], rows, 1, device=z.device), len(z), dim=1)
+        x_past, moments = z.new_zeros(len(z), self.config.bins), z.new_empty(len(z), 2 * self.config.latent)
+        outputs, fed, (mean, log_variance) = z.new_empty(*z.shape[:2], self.config.bins), [x_past], moments.chunk(2, 1)
+        with without_autocast(z.device):
+            features = (z if draw else mlp_z(z)).unbind(1)
+            write_x, write_z, step = in_place(act, mlp_x), in_place(act, mlp_z), lstm.step_in(memory[:, :up_to_h])
+            write_output = in_place(act, decoder, (self.output.weight, self.output.bias))
+            write_prior = in_place(act, mlp_prior, *affine(nn.Sequential(), self.prior)) if draw else None
+            for t, output in enumerate(outputs.unbind(1)):
+                if order == "zxh":
+                    part["z"].copy_(features[t])
+                if t > 0:
+                    x_past = self.feed_back(outputs[:, t - 1])
+                    if true is not None:
+                        fed.append(x_past := torch.where(draws[t] < self.own_past, x_past, true[:, t - 1]))
+                write_x(x_past, part["x"])
+                if t > 0 or order != "xzh":  # that LSTM reads z of the frame before
+                    step()
+                if draw:
+                    write_prior(memory[:, up_to_h - widths["h"] :], moments)
+                    write_z(torch.addcmul(mean, log_variance.mul_(0.5).exp_(), features[t]), part["z"])
+                else:
+                    part["z"].copy_(features[t])
+                write_output(memory[:, after_x:], output)
+        return outputs if true is None else torch.stack(fed, dim=1)
 
     def mixed_past(self, inputs: Tensor, z: Tensor) -> Tensor | None:
         """The scaled past for scheduled sampling, in part true and in part own output, (batch, frames, bins); None
@@ -156,19 +220,13 @@ class AutoregressiveDVAE(DVAE):
         the same values and the same gradients as the loop that made it."""
         if torch.compiler.is_compiling():  # not for every probability anew
             return torch.compiler.disable(self.mixed_past)(inputs, z)
-        if self.own_past == 0:
-            return None
-        return self.unroll(torch.zeros_like(z[:, 0]), z.shape[1], lambda t, _: z[:, t], inputs)[1]
+        return self.unroll(z, true=inputs) if self.own_past > 0 else None
 
+    @torch.no_grad()
     def resynthesise_from_own_past(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        z = self(x, noise).z
-        return self.unroll(torch.zeros_like(z[:, 0]), z.shape[1], lambda t, _: z[:, t])[0]
+        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        return self.unroll(self.infer(self.input_scale(x), noise)[1])
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        noise = self.draw_noise(n, frames, generator)
-
-        def draw_z(t: int, prior: Gaussian | None) -> Tensor:
-            return noise[:, t] if prior is None else prior.sample(noise[:, t])
-
-        return self.unroll(torch.zeros_like(noise[:, 0]), frames, draw_z)[0]
+        return self.unroll(self.draw_noise(n, frames, generator), draw=True)

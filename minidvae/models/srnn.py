@@ -63,26 +63,18 @@ class SRNN(AutoregressiveDVAE):
         """log-variance of p(x_t | z_t, x_{1:t−1})"""
         return self.output(self.decoder(torch.cat([h, z], dim=-1)))
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
-        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
-        inputs = self.input_scale(x)
+    def infer(self, inputs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor, Tensor]:
         h = self.hidden(past(inputs))
-        q_z, z = self.infer_z(self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1))), noise)
-        if (x_past := self.mixed_past(inputs, z)) is not None:
-            h = self.hidden(x_past)
-        return DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h, past(z)))
+        return *self.infer_z(self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1))), noise), h
 
-    def hidden(self, x_past: Tensor) -> Tensor:
+    def hidden(self, x_past: Tensor, z: Tensor | None = None) -> Tensor:
         return self.lstm_h(self.mlp_x(x_past))
 
-    def score(self, x_past: Tensor, z: Tensor, w: None = None) -> Score:
-        h = self.hidden(x_past)
+    def score_of(self, h: Tensor, z: Tensor) -> Score:
         return Score(self.likelihood(h, z), self.infer_prior(h, past(z)))
 
-    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
-        h, state = self.lstm_h.step(self.mlp_x(x_past), state)
-        z = draw_z(self.infer_prior(h, z_past))
-        return self.likelihood(h, z), z, state
+    def frame_modules(self):
+        return "xhz", self.mlp_x, mlp(self.config.latent, ()), self.lstm_h, self.prior_mlp, self.decoder
 
     def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
         """`forward` with the true past, one frame at a time."""

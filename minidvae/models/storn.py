@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import DVAEOutput, GaussianHead, Score, mlp, past
+from .base import DVAEOutput, Gaussian, GaussianHead, Score, mlp, past
 from .recurrent import LSTM, AutoregressiveDVAE, RecurrentConfig, framewise, stack_frames
 
 
@@ -41,22 +41,18 @@ class STORN(AutoregressiveDVAE):
         self.mlp_h = mlp(config.h_rnn, config.decoder_hidden, activation)
         self.output = nn.Linear(self.mlp_h.outputs, bins)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
-        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
-        inputs = self.input_scale(x)
+    def infer(self, inputs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor, None]:
         q_z = self.posterior(self.mlp_g(self.lstm_g(self.mlp_x(inputs))))
-        z = q_z.sample(noise)
-        x_past = self.mixed_past(inputs, z)
-        return DVAEOutput(self.score(past(inputs) if x_past is None else x_past, z).log_variance, z, q_z)
+        return q_z, q_z.sample(noise), None
 
-    def score(self, x_past: Tensor, z: Tensor, w: None = None) -> Score:
-        h = self.lstm_h(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1))
+    def hidden(self, x_past: Tensor, z: Tensor) -> Tensor:
+        return self.lstm_h(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1))
+
+    def score_of(self, h: Tensor, z: Tensor) -> Score:
         return Score(self.output(self.mlp_h(h)))
 
-    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
-        z = draw_z(None)
-        h, state = self.lstm_h.step(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state)
-        return self.output(self.mlp_h(h)), z, state
+    def frame_modules(self):
+        return "zxh", self.mlp_past, self.mlp_z, self.lstm_h, None, self.mlp_h
 
     def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
         """`forward` with the true past, one frame at a time."""

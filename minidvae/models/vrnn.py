@@ -67,29 +67,18 @@ class VRNN(AutoregressiveDVAE):
         """log-variance of p(x_t | x_{1:t−1}, z_{1:t})"""
         return self.output(self.decoder(torch.cat([self.mlp_z(z), h], dim=-1)))
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
-        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
-        inputs = self.input_scale(x)
-        q_z, z, h = self.infer_z(self.mlp_x(inputs), noise)
-        if (x_past := self.mixed_past(inputs, z)) is not None:  # h of the scan has seen the true past
-            h = self.hidden(x_past, z)
-        return DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h))
+    def infer(self, inputs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor, Tensor]:
+        return self.infer_z(self.mlp_x(inputs), noise)
 
     def hidden(self, x_past: Tensor, z: Tensor) -> Tensor:
         """h (batch, frames, rnn): zeros at the first frame, then the LSTM's state after x_{1:t−1} and z_{1:t−1}"""
         return F.pad(self.lstm(torch.cat([self.mlp_x(x_past[:, 1:]), self.mlp_z(z[:, :-1])], dim=-1)), (0, 0, 1, 0))
 
-    def score(self, x_past: Tensor, z: Tensor, w: None = None) -> Score:
-        h = self.hidden(x_past, z)
+    def score_of(self, h: Tensor, z: Tensor) -> Score:
         return Score(self.likelihood(h, z), self.infer_prior(h))
 
-    def step(self, x_past: Tensor, z_past: Tensor, state, draw_z):
-        if state is None:
-            h, state = x_past.new_zeros(len(x_past), self.config.rnn), ()
-        else:
-            h, state = self.lstm.step(torch.cat([self.mlp_x(x_past), self.mlp_z(z_past)], dim=-1), state)
-        z = draw_z(self.infer_prior(h))
-        return self.likelihood(h, z), z, state
+    def frame_modules(self):
+        return "xzh", self.mlp_x, self.mlp_z, self.lstm, self.prior_mlp, self.decoder
 
     def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
         """`forward` with the true past, one frame at a time."""

@@ -1,5 +1,9 @@
 """Signals against their definitions: explicit sums in double precision, closed forms, known files."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -409,3 +413,22 @@ def test_a_folder_is_not_a_sound_file(tmp_path):
     """Fails where a folder given for a file ends in a traceback of the decoder."""
     with pytest.raises(AudioError, match="no such file"):
         audio.read(tmp_path)
+
+
+def test_a_data_chunk_that_claims_more_than_the_file_has(tmp_path):
+    """A file of 600 bytes decodes to gigabytes of zeros, since its codec goes on after the end."""
+    soundfile.write(tmp_path / "a.w64", np.random.default_rng(0).normal(0, 0.1, 2000), 8000, "GSM610", format="W64")
+    content = bytearray((tmp_path / "a.w64").read_bytes())
+    place = content.index(b"data") + 16  # of its size, 8 bytes
+    content[place + 6 : place + 8] = b"\x7f\xff"
+    (tmp_path / "a.w64").write_bytes(content)
+    script = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+from minidvae.data import audio
+try:
+    assert len(audio.load({str(tmp_path / "a.w64")!r})) < 1e7
+except audio.AudioError:
+    pass
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

@@ -308,9 +308,9 @@ def test_own_past_is_a_fixed_point(name):
     x, noise = spectrum(), draw(model)
     own = model.resynthesise(x, "generation", noise)
     z = model(x, noise).z
-    _, fed = model.unroll(torch.zeros_like(z[:, 0]), FRAMES, lambda t, _: z[:, t])
-    torch.testing.assert_close(fed, past(own.exp()))
+    torch.testing.assert_close(model.unroll(z), own)
     model.own_past = 1.0
+    torch.testing.assert_close(model.mixed_past(x, z), past(own.exp()))
     torch.testing.assert_close(model(x, noise).log_variance, own)
     model.own_past = 0.0
     assert (model.resynthesise(x, "teacher_forcing", noise) - own).abs()[:, 1:].max() > 1e-6
@@ -333,11 +333,11 @@ def test_no_gradient_through_the_own_past(name):
     x, noise = spectrum(), draw(model)
     weight = spectrum(seed=3)
     z = model(x, noise).z
-    state, z_past, x_past, outputs = None, torch.zeros_like(z[:, 0]), torch.zeros_like(x[:, 0]), []
+    x_past, outputs = torch.zeros_like(x), []
     for t in range(FRAMES):
-        log_variance, z_past, state = model.step(x_past, z_past, state, lambda _, t=t: z[:, t])
-        outputs.append(log_variance)
-        x_past = model.feed_back(log_variance.detach())
+        outputs.append(model.score(x_past, z).log_variance[:, t])
+        x_past = x_past.clone()
+        x_past[:, t + 1 : t + 2] = model.feed_back(outputs[t].detach())[:, None]
     model.own_past = 1.0
     output = model(x, noise)
     parameters = list(model.parameters())
@@ -357,7 +357,7 @@ def test_scheduled_sampling_mixes_frame_by_frame(name):
     x = spectrum().repeat(60, 1, 1)
     z = model(x).z
     torch.manual_seed(5)
-    _, fed = model.unroll(torch.zeros_like(z[:, 0]), FRAMES, lambda t, _: z[:, t], x)
+    fed = model.unroll(z, true=x)
     own = (fed[:, 1:] != x[:, :-1]).any(-1).double()  # (sequences, frames after the first)
     assert (fed[:, 0] == 0).all() and abs(own.mean() - 0.3) < 0.1
     assert ((own.mean(1) > 0) & (own.mean(1) < 1)).any() and ((own.mean(0) > 0) & (own.mean(0) < 1)).all()
@@ -471,14 +471,16 @@ def test_load_refuses_folders_that_are_no_published_model(tmp_path):
     torch.save({"a": nn.Linear(1, 1)}, tmp_path / "model.pt")  # a pickled object, not tensors
     assert "STFT" in message()
     network = "\n".join(f"{key} = {value}" for key, value in NETWORK.items())
-    stft = "[STFT]\nwlen_sec = 32e-3\nhop_percent = 0.25\nfs = {}\n[Network]\n" + network
-    (tmp_path / "config.ini").write_text(stft.format(8000))
-    assert "fs=8000" in message()
+    stft = "[STFT]\nwlen_sec = 625e-6\nhop_percent = 0.2\nfs = {}\n[Network]\n" + network
+    (tmp_path / "config.ini").write_text(stft.format(32000))
+    assert "fs=32000" in message()
     (tmp_path / "config.ini").write_text(stft.format(16000))
     assert "not a checkpoint" in message()
     torch.save(vrnn_state(), tmp_path / "model.pt")
     model, stft = load_dvae_speech(tmp_path)
-    assert (stft.window_length, stft.hop) == (512, 128) and model.config.rnn == 4
+    assert (stft.window_length, stft.hop) == (10, 2) and model.config.rnn == 4
+    (tmp_path / "config.ini").write_text((tmp_path / "config.ini").read_text().replace("625e-6", "32e-3"))
+    assert "a window of 512 samples does not have x_dim=6 bins" in message()
 
 
 def test_every_part_of_every_model_has_a_name_in_the_published_format():

@@ -478,19 +478,14 @@ def test_evaluate_refuses_what_is_not_a_run(speech, tmp_path, capsys):
     assert "test" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("model", "task"), [("vae", "resynthesis"), ("vae", "generation"), ("fhvae", "verification")])
-@pytest.mark.parametrize("weight", [3e38, -3e38])
-def test_huge_weights_are_no_table(model, task, weight, speech, capsys):
-    """Weights that are finite and whose outputs are not, or are nothing, give a table without numbers and exit 0."""
-    sizes = ["width=8", "shift=5"] if model == "fhvae" else ["hidden=8"]
-    assert train(speech, "--steps", 1, "--set", "frames=10", "batch=2", *sizes, model=model) == 0
+def test_an_output_that_is_nothing_is_no_table(speech, capsys):
+    """Weights that are finite and huge, whose output e^l is 0, give a table of `nan (0)` and exit code 0."""
+    assert train(speech, "--steps", 1, "--set", "frames=10", "batch=2", "hidden=8", model="vae") == 0
     content = torch.load("run/best.pt")
-    for name, value in content["parameters"].items():
-        if name.endswith(("weight", "bias")):
-            value.fill_(weight)
+    content["parameters"]["output.bias"].fill_(-3e38)
     torch.save(content, "run/best.pt")
     capsys.readouterr()
-    assert call(evaluate_script, "run", "--task", task) == 2
+    assert call(evaluate_script, "run", "--limit", 2) == 2
     assert "run: " in capsys.readouterr().err.splitlines()[-1]
 
 

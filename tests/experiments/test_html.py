@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import soundfile
 import torch
-from cli import call, evaluate_script, surroundings, train_script  # noqa: F401
+from cli import ROOT, call, evaluate_script, surroundings, train_script  # noqa: F401
 from PIL import Image
 
 from minidvae.data import audio
@@ -219,3 +219,9 @@ def test_several_tasks(speech, capsys):
         assert expected in capsys.readouterr().err and not Path("vae/eval").exists()
     assert call(evaluate_script, "--limit", 2, "--task", "resynthesis", "generation", "vae") == 0
     assert {path.name for path in Path("vae/eval").iterdir()} == {"resynthesis", "generation"}
+
+
+def test_the_page_of_the_models_that_ship_loads_nothing():
+    page = Page(ROOT / "docs" / "report.html")
+    check_loads_nothing(page)
+    assert len(page.source) < 3e6 and "python evaluate.py light_dvae-librispeech" in page.source

@@ -7,12 +7,13 @@ ICASSP 2020; Bie et al., IEEE/ACM TASLP 2022). Latents and noise are improved in
 
     −log p(x, z) = Σ_tf (|x_tf|²/V_tf + log V_tf) − log p(z)                 or its bound with q(z)
 
-by one of three E-steps, and what comes out is the Wiener estimate ŝ = mean_r(g·v_r/V_r)·x over samples z_r:
+by one of four E-steps, and what comes out is the Wiener estimate ŝ = mean_r(g·v_r/V_r)·x over samples z_r:
 
-    vem     the inference network, started from the trained one, is trained on this recording
-    peem    z itself is: the most probable one (Sadeghi & Serizel, ICASSP 2022)
-    ldem    the same with noise in every step and several chains: latents around it (Sadeghi & Serizel 2024), as their
-            authors run it, with Adam's steps, which does not draw exactly from the posterior
+    vem       the inference network, started from the trained one, is trained on this recording
+    peem      z itself is: the most probable one (Sadeghi & Serizel, ICASSP 2022)
+    ldem      the same with noise in every step and several chains: latents around it (Sadeghi & Serizel 2024), as
+              their authors run it, with Adam's steps, which does not draw exactly from the posterior
+    langevin  the definition of ldem, z ← z + (η/2)·∇log p(x, z) + √η·ξ: draws from the posterior as η → 0
 
 An autoregressive decoder is given the present estimate of the clean past.
 """
@@ -47,7 +48,7 @@ class Settings:
     rank: int = 8  # K, of the noise
     hold: int = 4  # frames for which its levels stay: what changes faster is speech
     chains: int = 2  # how many z there are side by side
-    rate: float = 0.2  # of the steps; latents move in units of their spread over the recording
+    rate: float = 0.2  # of Adam's steps, or η; latents move in units of their spread over the recording
     noise: float = 0.1  # ldem: deviation of what is added to each step, in the same unit
 
     @classmethod
@@ -55,7 +56,7 @@ class Settings:
         """The settings of a method. SettingError for less than one iteration."""
         if iterations is not None and iterations < 1:
             raise SettingError(f"--iterations {iterations}: expected at least 1")
-        own = {"vem": dict(rate=1e-3, chains=1), "peem": dict(chains=1)}.get(method, {})
+        own = {"vem": dict(rate=1e-3, chains=1), "peem": dict(chains=1), "langevin": dict(rate=0.001)}.get(method, {})
         return cls(method, **own | ({} if iterations is None else {"iterations": iterations}))
 
 
@@ -133,10 +134,10 @@ def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:
 
 
 class Latents:
-    """z (and w) of every chain as parameters, the E-steps `peem` and `ldem`."""
+    """z (and w) of every chain as parameters, the E-steps `peem`, `ldem` and `langevin`."""
 
     def __init__(self, model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator):
-        self.model, self.deviation, self.generator = model, settings.noise * (settings.method == "ldem"), generator
+        self.model, self.settings, self.generator = model, settings, generator
         with torch.no_grad():
             output = model(power[None], model.draw_noise(1, len(power), generator))
         starts = [output.q_z.mean] + [q.mean for q in [output.q_w] if q is not None]
@@ -153,11 +154,19 @@ class Latents:
 
     @torch.no_grad()
     def step(self) -> None:
+        """Moves the latents by the gradients of −log p(x, z). `langevin`, with the spread σ of each dimension as its
+        scale: z ← z − (η/2)·σ²·∇ + √η·σ·ξ, whose samples are those of the posterior but for an error of the order η."""
+        method, rate, deviation = self.settings.method, self.settings.rate, self.settings.noise
         before = [u.clone() for u in self.latents]
-        self.optimiser.step()
+        if method == "langevin":
+            deviation = rate**0.5
+            for u, spread in zip(self.latents, self.spreads, strict=False):
+                u -= rate / 2 * spread * u.grad
+        else:
+            self.optimiser.step()
         for u, start, spread in zip(self.latents, before, self.spreads, strict=False):
-            noise = torch.randn(u.shape, generator=self.generator).to(u) if self.deviation else 0.0
-            u.copy_(start + spread * (u - start + self.deviation * noise))
+            noise = 0.0 if method == "peem" else torch.randn(u.shape, generator=self.generator).to(u)
+            u.copy_(start + spread * (u - start + deviation * noise))
 
 
 class Inference:
@@ -189,7 +198,22 @@ class Inference:
         self.optimiser.step()
 
 
-E_STEPS = {"vem": Inference, "peem": Latents, "ldem": Latents}
+E_STEPS = {"vem": Inference, "peem": Latents, "ldem": Latents, "langevin": Latents}
+
+
+def improve(e_step: Latents | Inference, observation: Observation, estimate: Tensor) -> tuple[Tensor, float]:
+    """An M-step and an E-step → the variances that were decoded before them, (chains, frames, bins), and the objective.
+    estimate: |ŝ|² (frames, bins), which an autoregressive decoder is given as the past."""
+    with torch.enable_grad():
+        speech, cost = e_step.decode(past(e_step.model.input_scale(estimate[None])))
+        observation.update(speech.detach())
+        loss = observation.cost(speech) + cost
+        moved = e_step.optimiser.param_groups[0]["params"]
+        gradients = torch.autograd.grad(loss.sum(), moved, allow_unused=True)
+    for parameter, gradient in zip(moved, gradients, strict=True):
+        parameter.grad = gradient
+    e_step.step()
+    return speech.detach(), loss.mean().item()
 
 
 def gains_of(
@@ -204,24 +228,16 @@ def gains_of(
     e_step = E_STEPS[settings.method](model, estimate, settings, generator)
     kept, objective = [], []
     for iteration in range(settings.iterations):
-        with torch.enable_grad():
-            speech, cost = e_step.decode(past(model.input_scale(estimate[None])))
-            observation.update(speech.detach())
-            loss = observation.cost(speech) + cost
-            moved = e_step.optimiser.param_groups[0]["params"]
-            gradients = torch.autograd.grad(loss.sum(), moved, allow_unused=True)
-        for parameter, gradient in zip(moved, gradients, strict=True):
-            parameter.grad = gradient
-        e_step.step()
-        gains = observation.wiener(speech.detach())
+        speech, loss = improve(e_step, observation, estimate)
+        gains = observation.wiener(speech)
         estimate = gains.square() * power
-        objective.append(loss.mean().item())
+        objective.append(loss)
         if iteration < 0.75 * settings.iterations or settings.method == "peem":
             kept.clear()
         kept.append(gains)
         tick()
         before = objective[max(0, iteration - 10)]
-        if settings.method != "ldem" and iteration >= 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
+        if settings.method in ("vem", "peem") and iteration >= 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
             break
     return torch.stack(kept).mean(0), observation, objective
 

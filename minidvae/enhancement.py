@@ -50,6 +50,7 @@ class Settings:
     chains: int = 2  # how many z there are side by side
     rate: float = 0.2  # of Adam's steps, or η; latents move in units of their spread over the recording
     noise: float = 0.1  # ldem: deviation of what is added to each step, in the same unit
+    encoder: float = 0.5  # share of the encoder's own estimate in the gains, the rest is what the E-step found
 
     @classmethod
     def of(cls, method: str, iterations: int | None = None) -> "Settings":
@@ -216,15 +217,29 @@ def improve(e_step: Latents | Inference, observation: Observation, estimate: Ten
     return speech.detach(), loss.mean().item()
 
 
+def encoder_gains(model: DVAE, observation: Observation, settings: Settings, generator: torch.Generator) -> Tensor:
+    """Wiener gains (frames, bins) from what the encoder says at once. It is asked three times, of a cleaner estimate
+    each time, with three M-steps after each, whose noise is not kept."""
+    observation, estimate = copy.copy(observation), observation.first_estimate()
+    for _ in range(3):
+        e_step = E_STEPS[settings.method](model, estimate, settings, generator)
+        speech = e_step.decode(past(model.input_scale(estimate[None])))[0].detach()
+        for _ in range(3):
+            observation.update(speech)
+        gains = observation.wiener(speech)
+        estimate = gains.square() * observation.power
+    return gains
+
+
 def gains_of(
     model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator, spectra=None, tick: Callable = bool
 ) -> tuple[Tensor, Observation, list[float]]:
     """|x|² (frames, bins) of a recording with a peak of 1 → the gains of the Wiener estimate, (frames, bins), what was
-    learned of its noise, and the objective of every iteration. The last quarter of them make the estimate, of peem the
-    last. vem and peem stop when the objective has moved by less than 1e-4 of itself in ten iterations. `tick` is called
-    after each iteration. spectra: W to start from."""
+    learned of its noise, and the objective of every iteration. They are the mean of the encoder's own and of those of
+    the last quarter of the iterations, of peem the last. vem and peem stop when the objective has moved by less than
+    1e-4 of itself in ten iterations. `tick` is called after each iteration. spectra: W to start from."""
     observation = Observation(power, settings.rank, settings.hold, generator, spectra)
-    estimate = observation.first_estimate()
+    estimate, encoded = observation.first_estimate(), encoder_gains(model, observation, settings, generator)
     e_step = E_STEPS[settings.method](model, estimate, settings, generator)
     kept, objective = [], []
     for iteration in range(settings.iterations):
@@ -239,7 +254,7 @@ def gains_of(
         before = objective[max(0, iteration - 10)]
         if settings.method in ("vem", "peem") and iteration >= 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
             break
-    return torch.stack(kept).mean(0), observation, objective
+    return torch.lerp(torch.stack(kept).mean(0), encoded, settings.encoder), observation, objective
 
 
 @torch.no_grad()

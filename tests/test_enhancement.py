@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import enhancement_limits
 import numpy as np
 import pytest
 import soundfile
@@ -148,7 +149,7 @@ def test_speech_and_noise_that_lie_on_their_models_are_told_apart():
     for method in ("peem", "ldem"):
         ratios = []
         for rate in (0.0, 0.1):  # z that stays where it was put, and that moves
-            settings = Settings(method, 150, rank=1, rate=rate, noise=0.01)
+            settings = Settings(method, 150, rank=1, rate=rate, noise=0.01, encoder=0.0)
             ratios.append(si_sdr(enhance_speech(model, stft, sum(parts), settings)[0].numpy(), parts[0].numpy()))
         assert ratios[1] > 20 > ratios[0] + 3, ratios
 
@@ -213,6 +214,27 @@ def test_silence_level_and_short_recordings():
     noisy = torch.randn(700)
     quiet, loud = (enhance_speech(model, stft, gain * noisy, settings)[0] for gain in (2**-10, 1.0))
     torch.testing.assert_close(quiet * 2**10, loud)
+
+
+def test_half_of_the_gains_is_the_encoders():
+    """As the settings say; its noise is not what the search starts from."""
+    model, power = small("vae", bins=33), torch.rand(20, 33, generator=seeded()) + 1e-3
+    with torch.no_grad():
+        search, half, encoder = (
+            gains_of(model, power, Settings("peem", 5, chains=1, encoder=share), seeded())[0] for share in (0, 0.5, 1)
+        )
+        observation = Observation(power, 8, 4, seeded())
+        before = observation.noise
+        own = enhancement.encoder_gains(model, observation, Settings("peem", chains=1), seeded())
+    torch.testing.assert_close(half, (search + encoder) / 2)
+    torch.testing.assert_close(own, encoder)
+    assert torch.equal(before, observation.noise) and not torch.allclose(search, encoder)
+
+
+def test_study_of_limits(speech, shipped, capsys):
+    assert call(enhancement_limits, shipped, "--data", speech, "--limit", 1) == 0
+    rows = [line.rsplit("  ", 2) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 10 and all(row in str(rows) for row in enhancement_limits.ROWS)
 
 
 def test_long_recordings_by_blocks(monkeypatch):

@@ -50,7 +50,7 @@ class Settings:
     chains: int = 2  # how many z there are side by side
     rate: float = 0.2  # of Adam's steps, or η; latents move in units of their spread over the recording
     noise: float = 0.1  # ldem: deviation of what is added to each step, in the same unit
-    encoder: float = 0.5  # share of the encoder's own estimate in the gains, the rest is what the E-step found
+    encoder: float = 0.25  # share of the encoder's own estimate in the gains, the rest is what the E-step found
 
     @classmethod
     def of(cls, method: str, iterations: int | None = None) -> "Settings":
@@ -138,13 +138,15 @@ class Latents:
     """z (and w) of every chain as parameters, the E-steps `peem`, `ldem` and `langevin`."""
 
     def __init__(self, model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator):
-        self.model, self.settings, self.generator = model, settings, generator
+        self.model, self.generator, rate = model, generator, settings.rate
+        self.deviation = {"ldem": settings.noise, "langevin": rate**0.5}.get(settings.method, 0.0)
         with torch.no_grad():
             output = model(power[None], model.draw_noise(1, len(power), generator))
         starts = [output.q_z.mean] + [q.mean for q in [output.q_w] if q is not None]
         self.spreads = [output.q_z.mean[0].std(0, correction=0).clamp_min(1e-2), 1.0]  # of w that of its prior
         self.latents = [start.expand(settings.chains, *start.shape[1:]).clone() for start in starts]
-        self.optimiser = torch.optim.Adam([u.requires_grad_() for u in self.latents], settings.rate)
+        kind, rate = (torch.optim.SGD, rate / 2) if settings.method == "langevin" else (torch.optim.Adam, rate)
+        self.optimiser = kind([u.requires_grad_() for u in self.latents], rate)
 
     def decode(self, x_past: Tensor) -> tuple[Tensor, Tensor]:
         """The variance of speech (chains, frames, bins), and what the latents cost, (chains,)."""
@@ -155,19 +157,15 @@ class Latents:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves the latents by the gradients of −log p(x, z). `langevin`, with the spread σ of each dimension as its
-        scale: z ← z − (η/2)·σ²·∇ + √η·σ·ξ, whose samples are those of the posterior but for an error of the order η."""
-        method, rate, deviation = self.settings.method, self.settings.rate, self.settings.noise
+        """Latents move in units σ of their spread; `langevin`: z ← z − (η/2)·σ²·∇(−log p(x, z)) + √η·σ·ξ, whose samples
+        are those of the posterior but for an error of the order of η."""
         before = [u.clone() for u in self.latents]
-        if method == "langevin":
-            deviation = rate**0.5
-            for u, spread in zip(self.latents, self.spreads, strict=False):
-                u -= rate / 2 * spread * u.grad
-        else:
-            self.optimiser.step()
+        for u, spread in zip(self.latents, self.spreads, strict=False):
+            u.grad *= spread
+        self.optimiser.step()
         for u, start, spread in zip(self.latents, before, self.spreads, strict=False):
-            noise = 0.0 if method == "peem" else torch.randn(u.shape, generator=self.generator).to(u)
-            u.copy_(start + spread * (u - start + deviation * noise))
+            noise = torch.randn(u.shape, generator=self.generator).to(u) if self.deviation else 0.0
+            u.copy_(start + spread * (u - start + self.deviation * noise))
 
 
 class Inference:
@@ -235,7 +233,7 @@ def gains_of(
     model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator, spectra=None, tick: Callable = bool
 ) -> tuple[Tensor, Observation, list[float]]:
     """|x|² (frames, bins) of a recording with a peak of 1 → the gains of the Wiener estimate, (frames, bins), what was
-    learned of its noise, and the objective of every iteration. They are the mean of the encoder's own and of those of
+    learned of its noise, and the objective of every iteration. They are the encoder's own for a share, and those of
     the last quarter of the iterations, of peem the last. vem and peem stop when the objective has moved by less than
     1e-4 of itself in ten iterations. `tick` is called after each iteration. spectra: W to start from."""
     observation = Observation(power, settings.rank, settings.hold, generator, spectra)

@@ -65,7 +65,9 @@ def inpaint(
     """A recording (samples,) at `rate` Hz with its gaps, from and to so many seconds, filled; samples farther than FADE
     from a gap are as they were. fill(gap, generator) → |x|² (frames, bins). SettingError where no frame is known."""
     seconds = np.arange(len(recording)) / rate
-    beside = np.min([np.maximum(start - seconds, seconds - stop) for start, stop in gaps], axis=0)  # of a gap
+    beside = np.full(len(recording), np.inf)  # how far from the nearest gap
+    for start, stop in gaps:
+        beside = np.minimum(beside, np.maximum(start - seconds, seconds - stop))
     heard = np.where(beside > 0, recording, 0).astype(np.float32)
     waveform = torch.from_numpy(audio.resample(heard, rate, SAMPLE_RATE)).to(device)
     places = [(int(start * SAMPLE_RATE), math.ceil(stop * SAMPLE_RATE)) for start, stop in gaps]
@@ -83,15 +85,11 @@ def inpaint(
             raise SettingError(f"--missing: no {stft.window_length} samples beside {first / SAMPLE_RATE:g} s are known")
         gap = Gap(stft.analyse(held).abs().square().clamp_min(audio.POWER_FLOOR), known)
         with torch.backends.cudnn.flags(enabled=False):  # whose recurrent layers have no backward pass in eval()
-            power = fill(gap, generator)
-        skipped = max(0, first - begin - 2 * stft.window_length) // stft.hop  # frames that no phase depends on
-        held, inside = (part[skipped * stft.hop : last - begin + 2 * stft.window_length] for part in (held, inside))
-        part = slice(skipped, skipped + stft.frames(len(held)))
-        known, magnitude, latest = known[part, None], power[part].sqrt(), held
+            magnitude, latest = fill(gap, generator).sqrt(), held
         for _ in range(PHASE_ITERATIONS):
             spectrum = stft.analyse(torch.where(inside, latest, held))
-            latest = stft.synthesise(torch.where(known, spectrum, torch.polar(magnitude, spectrum.angle())), len(held))
-        begin += skipped * stft.hop
+            spectrum = torch.where(known[:, None], spectrum, torch.polar(magnitude, spectrum.angle()))
+            latest = stft.synthesise(spectrum, len(held))
         result[near] = peak * latest[near.start - begin : near.stop - begin]
     filled = audio.resample(result.cpu().numpy(), SAMPLE_RATE, rate)[: len(recording)]
     weight = np.clip(1 - beside / FADE, 0, 1)
@@ -105,8 +103,7 @@ def parse_gaps(text: str, duration: float) -> list[tuple[float, float]]:
         gaps = sorted((float(start), float(stop)) for start, stop in (part.split("-") for part in text.split(",")))
     except ValueError:
         raise SettingError(f"--missing {text}: expected seconds such as 1.20-1.28,3.4-3.5") from None
-    if not all(0 <= start < stop <= duration for start, stop in gaps):
-        raise SettingError(f"--missing {text}: expected each from a time to a later one, within 0-{duration:g}")
-    if any(after < before for (_, before), (after, _) in zip(gaps, gaps[1:], strict=False)):
-        raise SettingError(f"--missing {text}: two of them overlap")
+    before = [0.0, *(stop for _, stop in gaps)]
+    if not all(last <= start < stop <= duration for last, (start, stop) in zip(before, gaps, strict=False)):
+        raise SettingError(f"--missing {text}: expected gaps within 0-{duration:g} s that do not overlap")
     return gaps

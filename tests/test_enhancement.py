@@ -216,7 +216,7 @@ def test_silence_level_and_short_recordings():
     torch.testing.assert_close(quiet * 2**10, loud)
 
 
-def test_half_of_the_gains_is_the_encoders():
+def test_a_share_of_the_gains_is_the_encoders():
     """As the settings say; its noise is not what the search starts from."""
     model, power = small("vae", bins=33), torch.rand(20, 33, generator=seeded()) + 1e-3
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
     python -m minidvae models                               what ships
     python -m minidvae enhance NOISY.wav                    the speech without the noise, in NOISY-enhanced.wav
+    python -m minidvae inpaint DAMAGED.wav --missing 1.2-1.28   seconds that are lost, filled, in DAMAGED-inpainted.wav
     python -m minidvae convert SOURCE.wav REFERENCE.wav     the words of SOURCE in the voice of REFERENCE
 
 `minidvae …` after `pip install`.
@@ -11,13 +12,14 @@ import argparse
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import command_line, enhancement
+from . import command_line, enhancement, inpainting
 from .command_line import Parser, check_seed, choose_device
 from .data import audio
 from .data.layouts import AUDIO, sounds
@@ -103,6 +105,21 @@ def enhance_file(source: Path, target: Path, model: DVAE, stft: audio.STFT, sett
         picture(heard, learned[0], stft, target.with_suffix(".png"))
 
 
+def inpaint(args: argparse.Namespace) -> None:
+    """Each channel by itself, at the rate of the file."""
+    check_seed(args.seed)
+    target = args.output or args.damaged.with_name(f"{args.damaged.stem}-inpainted.wav")
+    refuse_existing(target, args.force)
+    damaged, rate, _ = audio.read(args.damaged, mix=False)
+    gaps = inpainting.parse_gaps(args.missing, len(damaged) / rate)
+    device = choose_device(args.device)
+    model, stft = enhancement.load_dvae(args.model, device)
+    fill = partial(inpainting.fill, model, inpainting.SETTINGS)
+    filled = [inpainting.inpaint(channel, rate, gaps, stft, fill, args.seed, device) for channel in damaged.T]
+    audio.write(target, np.stack(filled, 1), rate)
+    print(target)
+
+
 def targets_of(noisy: Path, output: Path | None) -> list[tuple[Path, Path]]:
     """The sound files at a place, and where the result of each goes. SettingError where two would go to one place, or
     one is asked for that is no wav."""
@@ -142,6 +159,12 @@ def main() -> None:
     command.add_argument("--method", choices=enhancement.E_STEPS, default=method, help=methods)
     command.add_argument("--iterations", type=int, help=iterations)
     command.add_argument("--plot", action="store_true", help="also draw the spectrograms, in a png beside the result")
+
+    command = commands.add_parser("inpaint", help="DAMAGED with what was lost filled in")
+    command.set_defaults(call=inpaint)
+    command.add_argument("damaged", type=Path, metavar="DAMAGED", help="sound file, any rate and number of channels")
+    command.add_argument("--missing", required=True, help="seconds that are lost, such as 1.20-1.28,3.4-3.5")
+    add_options(command, "DAMAGED-inpainted.wav", enhancement.DEFAULT, "a DVAE")
 
     command = commands.add_parser("convert", help="the words of SOURCE in the voice of REFERENCE")
     command.set_defaults(call=convert)

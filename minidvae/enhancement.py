@@ -7,12 +7,13 @@ ICASSP 2020; Bie et al., IEEE/ACM TASLP 2022). Latents and noise are improved in
 
     −log p(x, z) = Σ_tf (|x_tf|²/V_tf + log V_tf) − log p(z)                 or its bound with q(z)
 
-by one of three E-steps, and what comes out is the Wiener estimate ŝ = mean_r(g·v_r/V_r)·x over samples z_r:
+by one of four E-steps, and what comes out is the Wiener estimate ŝ = mean_r(g·v_r/V_r)·x over samples z_r:
 
-    vem     the inference network, started from the trained one, is trained on this recording
-    peem    z itself is: the most probable one (Sadeghi & Serizel, ICASSP 2022)
-    ldem    the same with noise in every step and several chains: latents around it (Sadeghi & Serizel 2024), as their
-            authors run it, with Adam's steps, which does not draw exactly from the posterior
+    vem       the inference network, started from the trained one, is trained on this recording
+    peem      z itself is: the most probable one (Sadeghi & Serizel, ICASSP 2022)
+    ldem      the same with noise in every step and several chains: latents around it (Sadeghi & Serizel 2024), as
+              their authors run it, with Adam's steps, which does not draw exactly from the posterior
+    langevin  the definition of ldem, z ← z + (η/2)·∇log p(x, z) + √η·ξ: draws from the posterior as η → 0
 
 An autoregressive decoder is given the present estimate of the clean past.
 """
@@ -47,15 +48,16 @@ class Settings:
     rank: int = 8  # K, of the noise
     hold: int = 4  # frames for which its levels stay: what changes faster is speech
     chains: int = 2  # how many z there are side by side
-    rate: float = 0.2  # of the steps; latents move in units of their spread over the recording
+    rate: float = 0.2  # of Adam's steps, or η; latents move in units of their spread over the recording
     noise: float = 0.1  # ldem: deviation of what is added to each step, in the same unit
+    encoder: float = 0.25  # share of the encoder's own estimate in the gains, the rest is what the E-step found
 
     @classmethod
     def of(cls, method: str, iterations: int | None = None) -> "Settings":
         """The settings of a method. SettingError for less than one iteration."""
         if iterations is not None and iterations < 1:
             raise SettingError(f"--iterations {iterations}: expected at least 1")
-        own = {"vem": dict(rate=1e-3, chains=1), "peem": dict(chains=1)}.get(method, {})
+        own = {"vem": dict(rate=1e-3, chains=1), "peem": dict(chains=1), "langevin": dict(rate=0.001)}.get(method, {})
         return cls(method, **own | ({} if iterations is None else {"iterations": iterations}))
 
 
@@ -133,16 +135,18 @@ def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:
 
 
 class Latents:
-    """z (and w) of every chain as parameters, the E-steps `peem` and `ldem`."""
+    """z (and w) of every chain as parameters, the E-steps `peem`, `ldem` and `langevin`."""
 
     def __init__(self, model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator):
-        self.model, self.deviation, self.generator = model, settings.noise * (settings.method == "ldem"), generator
+        self.model, self.generator, rate = model, generator, settings.rate
+        self.deviation = {"ldem": settings.noise, "langevin": rate**0.5}.get(settings.method, 0.0)
         with torch.no_grad():
             output = model(power[None], model.draw_noise(1, len(power), generator))
         starts = [output.q_z.mean] + [q.mean for q in [output.q_w] if q is not None]
         self.spreads = [output.q_z.mean[0].std(0, correction=0).clamp_min(1e-2), 1.0]  # of w that of its prior
         self.latents = [start.expand(settings.chains, *start.shape[1:]).clone() for start in starts]
-        self.optimiser = torch.optim.Adam([u.requires_grad_() for u in self.latents], settings.rate)
+        kind, rate = (torch.optim.SGD, rate / 2) if settings.method == "langevin" else (torch.optim.Adam, rate)
+        self.optimiser = kind([u.requires_grad_() for u in self.latents], rate)
 
     def decode(self, x_past: Tensor) -> tuple[Tensor, Tensor]:
         """The variance of speech (chains, frames, bins), and what the latents cost, (chains,)."""
@@ -153,7 +157,11 @@ class Latents:
 
     @torch.no_grad()
     def step(self) -> None:
+        """Latents move in units σ of their spread; `langevin`: z ← z − (η/2)·σ²·∇(−log p(x, z)) + √η·σ·ξ, whose samples
+        are those of the posterior but for an error of the order of η."""
         before = [u.clone() for u in self.latents]
+        for u, spread in zip(self.latents, self.spreads, strict=False):
+            u.grad *= spread
         self.optimiser.step()
         for u, start, spread in zip(self.latents, before, self.spreads, strict=False):
             noise = torch.randn(u.shape, generator=self.generator).to(u) if self.deviation else 0.0
@@ -189,41 +197,62 @@ class Inference:
         self.optimiser.step()
 
 
-E_STEPS = {"vem": Inference, "peem": Latents, "ldem": Latents}
+E_STEPS = {"vem": Inference, "peem": Latents, "ldem": Latents, "langevin": Latents}
+
+
+def improve(e_step: Latents | Inference, observation: Observation, estimate: Tensor) -> tuple[Tensor, float]:
+    """An M-step and an E-step → the variances that were decoded before them, (chains, frames, bins), and the objective.
+    estimate: |ŝ|² (frames, bins), which an autoregressive decoder is given as the past."""
+    with torch.enable_grad():
+        speech, cost = e_step.decode(past(e_step.model.input_scale(estimate[None])))
+        observation.update(speech.detach())
+        loss = observation.cost(speech) + cost
+        moved = e_step.optimiser.param_groups[0]["params"]
+        gradients = torch.autograd.grad(loss.sum(), moved, allow_unused=True)
+    for parameter, gradient in zip(moved, gradients, strict=True):
+        parameter.grad = gradient
+    e_step.step()
+    return speech.detach(), loss.mean().item()
+
+
+def encoder_gains(model: DVAE, observation: Observation, settings: Settings, generator: torch.Generator) -> Tensor:
+    """Wiener gains (frames, bins) from what the encoder says at once. It is asked three times, of a cleaner estimate
+    each time, with three M-steps after each, whose noise is not kept."""
+    observation, estimate = copy.copy(observation), observation.first_estimate()
+    for _ in range(3):
+        e_step = E_STEPS[settings.method](model, estimate, settings, generator)
+        speech = e_step.decode(past(model.input_scale(estimate[None])))[0].detach()
+        for _ in range(3):
+            observation.update(speech)
+        gains = observation.wiener(speech)
+        estimate = gains.square() * observation.power
+    return gains
 
 
 def gains_of(
     model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator, spectra=None, tick: Callable = bool
 ) -> tuple[Tensor, Observation, list[float]]:
     """|x|² (frames, bins) of a recording with a peak of 1 → the gains of the Wiener estimate, (frames, bins), what was
-    learned of its noise, and the objective of every iteration. The last quarter of them make the estimate, of peem the
-    last. vem and peem stop when the objective has moved by less than 1e-4 of itself in ten iterations. `tick` is called
-    after each iteration. spectra: W to start from."""
+    learned of its noise, and the objective of every iteration. They are the encoder's own for a share, and those of
+    the last quarter of the iterations, of peem the last. vem and peem stop when the objective has moved by less than
+    1e-4 of itself in ten iterations. `tick` is called after each iteration. spectra: W to start from."""
     observation = Observation(power, settings.rank, settings.hold, generator, spectra)
-    estimate = observation.first_estimate()
+    estimate, encoded = observation.first_estimate(), encoder_gains(model, observation, settings, generator)
     e_step = E_STEPS[settings.method](model, estimate, settings, generator)
     kept, objective = [], []
     for iteration in range(settings.iterations):
-        with torch.enable_grad():
-            speech, cost = e_step.decode(past(model.input_scale(estimate[None])))
-            observation.update(speech.detach())
-            loss = observation.cost(speech) + cost
-            moved = e_step.optimiser.param_groups[0]["params"]
-            gradients = torch.autograd.grad(loss.sum(), moved, allow_unused=True)
-        for parameter, gradient in zip(moved, gradients, strict=True):
-            parameter.grad = gradient
-        e_step.step()
-        gains = observation.wiener(speech.detach())
+        speech, loss = improve(e_step, observation, estimate)
+        gains = observation.wiener(speech)
         estimate = gains.square() * power
-        objective.append(loss.mean().item())
+        objective.append(loss)
         if iteration < 0.75 * settings.iterations or settings.method == "peem":
             kept.clear()
         kept.append(gains)
         tick()
         before = objective[max(0, iteration - 10)]
-        if settings.method != "ldem" and iteration >= 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
+        if settings.method in ("vem", "peem") and iteration >= 10 and abs(before - objective[-1]) < 1e-4 * abs(before):
             break
-    return torch.stack(kept).mean(0), observation, objective
+    return torch.lerp(torch.stack(kept).mean(0), encoded, settings.encoder), observation, objective
 
 
 @torch.no_grad()

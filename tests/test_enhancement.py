@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import enhancement_limits
 import numpy as np
 import pytest
 import soundfile
@@ -23,7 +24,7 @@ from minidvae.enhancement import E_STEPS, Inference, Latents, Observation, Setti
 from minidvae.experiments.enhancement import Mixture, log_mmse, mix, oracle
 from minidvae.experiments.metrics import si_sdr
 from minidvae.models import MODELS, build_model
-from minidvae.models.base import DVAE, Gaussian, InputScale, Score
+from minidvae.models.base import DVAE, Gaussian, InputScale, Score, past
 
 DVAES = [name for name, (kind, _) in MODELS.items() if issubclass(kind, DVAE)]
 SMALL = {"width": 8, "feedforward": 8, "layers": 1, "w_embedding": 4, "w_hidden": 4, "w_layers": 1}
@@ -69,6 +70,52 @@ def test_gradients_of_the_posterior(name):
     assert torch.autograd.gradcheck(objective, tuple(e_step.latents))
 
 
+class LinearGaussian(torch.nn.Module):
+    """z_t = ½ z_{t−1} + u_t, u_t ~ N(0, diag(1, ½)): a prior over time, learned ones' kind."""
+
+    def draw_noise(self, *_):
+        return None
+
+    def forward(self, x, _noise):
+        mean = torch.stack([torch.linspace(-1, 1, x.shape[1]), torch.linspace(1, -2, x.shape[1])], 1)[None].double()
+        return SimpleNamespace(q_z=Gaussian(mean, mean), q_w=None)
+
+    def score(self, _x_past, z, _w=None):
+        log_variance = torch.tensor([1.0, 0.5], dtype=z.dtype).log().expand_as(z)
+        return Score(torch.zeros_like(z), Gaussian(past(z) / 2, log_variance))
+
+
+def test_langevin_draws_from_the_posterior():
+    """Where it is known: a linear-Gaussian prior, and y = A z + e with e ~ N(0, ½). Each chain gives one sample, so
+    that these are independent, and five standard errors of mean and covariance are allowed; beside them η·λ/4 of the
+    variance, by which Langevin steps of size η are known to widen a Gaussian of precision λ."""
+    frames, chains, eta = 3, 4_000, 0.01
+    model = LinearGaussian()
+    A = torch.tensor([[1.0, 0.7], [-0.5, 1.2], [0.3, 0.3]], dtype=torch.float64)
+    y = torch.randn(frames, 3, generator=seeded(), dtype=torch.float64) + 1
+    step = torch.eye(6, dtype=torch.float64) - 0.5 * torch.diag(torch.ones(4, dtype=torch.float64), -2)  # z → u
+    prior = step.T @ torch.tensor([1.0, 2.0] * frames, dtype=torch.float64).diag() @ step
+    precision = prior + 2 * torch.block_diag(*[A.T @ A] * frames)
+    covariance = precision.inverse()
+    mean = covariance @ (2 * y @ A).flatten()
+
+    e_step = Latents(model, torch.ones(frames, 2), Settings("langevin", rate=eta, chains=chains), seeded())
+    for _ in range(1_500):
+        _, cost = e_step.decode(torch.zeros(1, frames, 2))
+        loss = (y - e_step.latents[0] @ A.T).square().sum() + cost.sum()
+        (e_step.latents[0].grad,) = torch.autograd.grad(loss, e_step.latents)
+        e_step.step()
+    samples = e_step.latents[0].detach().flatten(1)
+    spread = e_step.spreads[0].double().repeat(frames)
+    bias = eta / 4 * torch.linalg.eigvalsh(spread[:, None] * precision * spread).max()
+    variances = covariance.diag()
+    assert bias < 0.03
+    assert ((samples.mean(0) - mean).abs() < 5 * (variances / chains).sqrt()).all()
+    product = variances[:, None] * variances
+    error = (samples.T.cov() - covariance).abs()
+    assert (error < 5 * ((product + covariance.square()) / chains).sqrt() + bias * product.sqrt()).all()
+
+
 class Band(torch.nn.Module):
     """Speech in a band of the lower half, where z says; the encoder is mistaken about where."""
 
@@ -102,22 +149,27 @@ def test_speech_and_noise_that_lie_on_their_models_are_told_apart():
     for method in ("peem", "ldem"):
         ratios = []
         for rate in (0.0, 0.1):  # z that stays where it was put, and that moves
-            settings = Settings(method, 150, rank=1, rate=rate, noise=0.01)
+            settings = Settings(method, 150, rank=1, rate=rate, noise=0.01, encoder=0.0)
             ratios.append(si_sdr(enhance_speech(model, stft, sum(parts), settings)[0].numpy(), parts[0].numpy()))
         assert ratios[1] > 20 > ratios[0] + 3, ratios
+
+
+RATES = {"vem": 0.003, "langevin": 0.003}
 
 
 @pytest.mark.parametrize("method", E_STEPS)
 @pytest.mark.parametrize("name", DVAES)
 def test_every_model_with_every_e_step(name, method):
-    """The objective falls farther than by the M-step alone, the same seed gives the same, and the model stays."""
+    """The objective falls farther than by the M-step alone, the same seed gives the same, and the model stays. Samples
+    of the posterior lie around its mode, and may start nearer to it."""
     model, stft = small(name, bins=33), STFT(64, 16)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     noisy = torch.randn(800, generator=seeded())
-    settings = Settings(method, iterations=12, rank=2, chains=2, rate=0.003 if method == "vem" else 0.03, noise=0.001)
+    settings = Settings(method, iterations=12, rank=2, chains=2, rate=RATES.get(method, 0.03), noise=0.001)
     found, ((*_, objective),) = enhance_speech(model, stft, noisy, settings)
     _, ((*_, still),) = enhance_speech(model, stft, noisy, replace(settings, rate=0.0, noise=0.0))
-    assert found.shape == noisy.shape and found.isfinite().all() and objective[-1] < still[-1] < still[0]
+    assert found.shape == noisy.shape and found.isfinite().all() and still[-1] < still[0]
+    assert objective[-1] != still[-1] if method == "langevin" else objective[-1] < still[-1]
     assert torch.equal(found, enhance_speech(model, stft, noisy, settings)[0])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
@@ -162,6 +214,27 @@ def test_silence_level_and_short_recordings():
     noisy = torch.randn(700)
     quiet, loud = (enhance_speech(model, stft, gain * noisy, settings)[0] for gain in (2**-10, 1.0))
     torch.testing.assert_close(quiet * 2**10, loud)
+
+
+def test_a_share_of_the_gains_is_the_encoders():
+    """As the settings say; its noise is not what the search starts from."""
+    model, power = small("vae", bins=33), torch.rand(20, 33, generator=seeded()) + 1e-3
+    with torch.no_grad():
+        search, half, encoder = (
+            gains_of(model, power, Settings("peem", 5, chains=1, encoder=share), seeded())[0] for share in (0, 0.5, 1)
+        )
+        observation = Observation(power, 8, 4, seeded())
+        before = observation.noise
+        own = enhancement.encoder_gains(model, observation, Settings("peem", chains=1), seeded())
+    torch.testing.assert_close(half, (search + encoder) / 2)
+    torch.testing.assert_close(own, encoder)
+    assert torch.equal(before, observation.noise) and not torch.allclose(search, encoder)
+
+
+def test_study_of_limits(speech, shipped, capsys):
+    assert call(enhancement_limits, shipped, "--data", speech, "--limit", 1) == 0
+    rows = [line.rsplit("  ", 2) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 10 and all(row in str(rows) for row in enhancement_limits.ROWS)
 
 
 def test_long_recordings_by_blocks(monkeypatch):

@@ -135,24 +135,25 @@ def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:
 
 
 class Latents:
-    """z (and w) of every chain as parameters, the E-steps `peem`, `ldem` and `langevin`."""
+    """z of every chain, and what `draw_w` makes w of, as parameters; the E-steps `peem`, `ldem` and `langevin`."""
 
     def __init__(self, model: DVAE, power: Tensor, settings: Settings, generator: torch.Generator):
         self.model, self.generator, rate = model, generator, settings.rate
         self.deviation = {"ldem": settings.noise, "langevin": rate**0.5}.get(settings.method, 0.0)
         with torch.no_grad():
             output = model(power[None], model.draw_noise(1, len(power), generator))
-        starts = [output.q_z.mean] + [q.mean for q in [output.q_w] if q is not None]
-        self.spreads = [output.q_z.mean[0].std(0, correction=0).clamp_min(1e-2), 1.0]  # of w that of its prior
+            starts = [output.q_z.mean] + [model.standard_w(q.mean) for q in [output.q_w] if q is not None]
+        self.spreads = [output.q_z.mean[0].std(0, correction=0).clamp_min(1e-2), 1.0]
         self.latents = [start.expand(settings.chains, *start.shape[1:]).clone() for start in starts]
         kind, rate = (torch.optim.SGD, rate / 2) if settings.method == "langevin" else (torch.optim.Adam, rate)
         self.optimiser = kind([u.requires_grad_() for u in self.latents], rate)
 
     def decode(self, x_past: Tensor) -> tuple[Tensor, Tensor]:
         """The variance of speech (chains, frames, bins), and what the latents cost, (chains,)."""
-        z, *w = self.latents
+        z, *standard = self.latents
+        w = [self.model.draw_w(u) for u in standard]
         log_variance, p_z = self.model.score(x_past.expand(len(z), -1, -1), z, *w)
-        cost = -log_prior(z, p_z) - sum(log_prior(other, None) for other in w)
+        cost = -log_prior(z, p_z) - sum(log_prior(u, None) for u in standard)
         return log_variance.clamp(*LOG_VARIANCE_RANGE).exp(), cost
 
     @torch.no_grad()

@@ -212,6 +212,13 @@ class DVAE(Model):
             return noise
         return self.w_moments[0] + noise @ torch.linalg.cholesky(self.w_moments[1:]).T
 
+    def standard_w(self, w: Tensor) -> Tensor:
+        """The draws that `draw_w` makes a w (batch, sequence latent) of."""
+        if self.w_moments is None:
+            return w
+        root = torch.linalg.cholesky(self.w_moments[1:])
+        return torch.linalg.solve_triangular(root.T, w - self.w_moments[0], upper=True, left=False)
+
     def draw_noise(self, batch: int, frames: int, generator: Generators = None):
         """The standard-normal draws of one forward pass: (batch, frames, latent) for z, in a pair with (batch, sequence
         latent) where there is one. Drawn on the generator's device: a CPU generator gives the same on every device. A

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -46,14 +47,17 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
     if processes.count() > 1:
         loss_of = DistributedDataParallel(loss_of)
     stop, clock, drawn = StopRequest(), Clock(progress.seconds), float("-inf")
+    loader, upcoming, unread = ThreadPoolExecutor(1), None, []  # the next batch is prepared while a step runs
     quiet = processes.rank() > 0 or None  # None: where no terminal shows it
     bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=quiet)
 
     while progress.step < recipe.steps and not (recipe.patience and progress.waited >= recipe.patience):
         step = progress.step
+        reporting = (step + 1) % recipe.report == 0 or step + 1 == recipe.steps
         torch.manual_seed(seed_of(run.plan.seed, step))
+        batch = upcoming.result() if upcoming else batches(step)
         model.before_step(batches, optimiser, step)
-        batch = batches(step)
+        upcoming = None if reporting else loader.submit(batches, step + 1)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate_at(step) * group.get("rate", 1.0)
 
@@ -62,19 +66,23 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
-        terms = read_terms(terms | {"gradient norm": norm, "stop": norm.new_tensor(float(stop.requested))}, run, step)
-        del terms["gradient norm"]
-        stopping = terms.pop("stop") > 0  # any process was asked to
+        unread.append(terms | {"gradient norm": norm, "stop": torch.full_like(norm, float(stop.requested))})
+        stopping = False  # a GPU is not waited for at every step: what it found is read at reports
+        if run.device.type == "cpu" or reporting or (stop.requested and processes.count() == 1):
+            for terms in read_terms(unread, run, step):
+                del terms["gradient norm"]
+                stopping = terms.pop("stop") > 0  # any process was asked to
+                progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in terms.items()}
+            unread = []
         optimiser.step()
 
         progress.step += 1
         progress.count += 1
-        progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in terms.items()}
         clock.count(batch)
         bar.update()
         if compiled and clock.steps == 1:
             bar.write(f"The first step took {clock.now() - progress.seconds:.1f} s, compiling included.")
-        if progress.step % recipe.report == 0 or progress.step == recipe.steps:
+        if reporting:
             rate, dev = clock.frames_per_second(), development_loss(run, held_out, step)
             progress.seconds = clock.now()
             report = {
@@ -120,7 +128,8 @@ def development_loss(run: TrainingRun, held_out, step: int) -> dict[str, float]:
                 torch.manual_seed(seed_of(run.plan.seed, -1 - number))
                 with autocast(run):
                     _, terms = run.model.loss(batch)
-                sums.update({name: value * count for name, value in read_terms(terms, run, step).items()})
+                (values,) = read_terms([terms], run, step)
+                sums.update({name: value * count for name, value in values.items()})
                 sums["examples"] += count
     run.model.train()
     totals = processes.total(torch.tensor(list(sums.values()), dtype=torch.float64, device=run.device)).tolist()
@@ -128,15 +137,18 @@ def development_loss(run: TrainingRun, held_out, step: int) -> dict[str, float]:
     return {name: value / sums["examples"] for name, value in sums.items() if name != "examples"}
 
 
-def read_terms(terms: dict[str, torch.Tensor], run: TrainingRun, step: int) -> dict[str, float]:
-    """The terms as numbers, their mean over the processes. Raises CheckpointError at the first that is not finite."""
-    values = processes.total(torch.stack(list(terms.values()))) / processes.count()
-    values = dict(zip(terms, values.tolist(), strict=True))
-    for name in sorted(values, key=lambda name: name == "loss"):  # a cause before the sum
-        if not abs(values[name]) < float("inf"):
-            kept = run.folder / "last.pt" if (run.folder / "last.pt").exists() else "none yet"
-            raise CheckpointError(f"step {step}: {name} is {values[name]}; stopped. Last good checkpoint: {kept}")
-    return values
+def read_terms(steps: list[dict[str, torch.Tensor]], run: TrainingRun, last: int) -> list[dict[str, float]]:
+    """The terms of some steps up to `last` as numbers, means over the processes. Raises CheckpointError at the first
+    that is not finite."""
+    table = torch.stack([torch.stack(list(terms.values())) for terms in steps])
+    rows = (processes.total(table) / processes.count()).tolist()
+    found = [dict(zip(steps[0], row, strict=True)) for row in rows]
+    for step, values in enumerate(found, start=last + 1 - len(steps)):
+        for name in sorted(values, key=lambda name: name == "loss"):  # a cause before the sum
+            if not abs(values[name]) < float("inf"):
+                kept = run.folder / "last.pt" if (run.folder / "last.pt").exists() else "none yet"
+                raise CheckpointError(f"step {step}: {name} is {values[name]}; stopped. Last good checkpoint: {kept}")
+    return found
 
 
 def seed_of(seed: int, step: int) -> int:

@@ -130,3 +130,17 @@ def test_parameters_of_another_kind_of_number(dtype, tmp_path):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="output.bias"):
         checkpoint.restore(tmp_path / "x.pt")
+
+
+def test_terms_of_several_steps_name_the_first_that_is_not_finite(tmp_path):
+    """On a GPU the terms are read at reports. Fails where the step, or the cause before the sum, is lost."""
+    from types import SimpleNamespace
+
+    import train as script
+
+    run = SimpleNamespace(folder=tmp_path)
+    steps = [{"loss": torch.tensor(a), "kl_z": torch.tensor(b)} for a, b in ((1.0, 0.5), (2.0, 0.25), (3.0, 0.125))]
+    assert script.read_terms(steps, run, 6) == [{"loss": a["loss"], "kl_z": a["kl_z"]} for a in steps]
+    steps[1] = {"loss": torch.tensor(torch.nan), "kl_z": torch.tensor(torch.inf)}
+    with pytest.raises(CheckpointError, match="step 5: kl_z is inf"):
+        script.read_terms(steps, run, 6)

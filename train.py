@@ -176,7 +176,8 @@ class Loss(nn.Module):
 
 
 class Clock:
-    """Seconds of the run, those before it was resumed included, and frames per second since the last report."""
+    """Seconds of the run, those before it was resumed included, and frames of all processes per second since the last
+    report."""
 
     def __init__(self, seconds: float):
         self.started, self.steps = time.perf_counter() - seconds, 0
@@ -191,7 +192,7 @@ class Clock:
     def count(self, batch) -> None:
         """batch: spectra (batch, frames, bins), or a tuple with features `x` of this shape."""
         self.steps += 1
-        self.frames += getattr(batch, "x", batch).shape[:2].numel()
+        self.frames += processes.count() * getattr(batch, "x", batch).shape[:2].numel()
 
     def frames_per_second(self) -> float:
         return self.frames / (self.now() - self.since)

@@ -77,6 +77,10 @@ def main() -> None:
     args, common = arguments(__doc__, "runs/benchmark", FLAGS)
     measured = Options(recogniser=args.recogniser, clips=args.clips, repeats=args.repeats)
     generation.recogniser_of(measured, torch.device("cpu"))  # errors in these flags come before the trainings
+    if args.minutes is not None and not 0 < args.minutes < float("inf"):
+        raise SettingError(f"--minutes {args.minutes}: expected a number greater than 0")
+    if args.seeds < 1:
+        raise SettingError(f"--seeds {args.seeds}: expected at least 1")
     variants = dict(MODELS)
     if args.minutes is not None:
         steps = steps_for(args.minutes, args.runs, common)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ablations
 import architectures
-import generation
+import benchmark
 import numpy as np
 import pytest
 import recognition
@@ -62,9 +62,12 @@ def test_a_study_that_does_not_read(tmp_path, monkeypatch):
         (recognition, "2", "--recogniser-steps", "many"),
         (recognition, "2", "--lexicon", "nowhere"),
         (recognition, "2", "--limit", "0"),
-        (generation, "--recogniser", "nowhere"),
-        (generation, "--recogniser", "light_dvae-librispeech"),
-        (generation, "--recogniser", "light_dvae-librispeech", "--clips", "1"),
+        (benchmark, "--recogniser", "nowhere"),
+        (benchmark, "--recogniser", "light_dvae-librispeech"),
+        (benchmark, "--recogniser", "light_dvae-librispeech", "--clips", "1"),
+        (benchmark, "--minutes", "0"),
+        (benchmark, "--minutes", "nan"),
+        (benchmark, "--seeds", "0"),
         (ablations, "--limit", "0"),
         (architectures, "--limit", "many"),
     ],

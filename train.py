@@ -55,8 +55,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         step = progress.step
         reporting = (step + 1) % recipe.report == 0 or step + 1 == recipe.steps
         torch.manual_seed(seed_of(run.plan.seed, step))
-        batch = upcoming.result() if upcoming else batches(step)
+        prepared = upcoming and upcoming.result()
         model.before_step(batches, optimiser, step)
+        batch = batches(step) if prepared is None else prepared
         upcoming = None if reporting else loader.submit(batches, step + 1)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate_at(step) * group.get("rate", 1.0)
@@ -261,6 +262,7 @@ def main() -> None:
     if batches.skipped:
         print(f"{batches.skipped} utterances are {batches.unused} and are not used.")
     train(run, batches, held_out, args.compile)
+    processes.leave()
     print(f"Finished: {run.folder}/ (curves.png shows the training). Next: python evaluate.py {run.folder}")
 
 

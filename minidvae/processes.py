@@ -25,6 +25,11 @@ def join(device: torch.device) -> torch.device:
     return device
 
 
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def count() -> int:
     return dist.get_world_size() if dist.is_initialized() and not apart else 1
 

@@ -100,7 +100,9 @@ def arguments() -> argparse.Namespace:
 class Printed(io.StringIO):
     """Keeps what is printed, and prints it."""
 
-    terminal = None
+    def __init__(self):
+        super().__init__()
+        self.terminal = sys.stdout
 
     def write(self, text: str) -> int:
         self.terminal.write(text)
@@ -205,9 +207,7 @@ def main() -> None:
     for task, own, runs in prepared:
         # In resynthesis the cores are busy with the metrics.
         torch.set_num_threads(1 if device.type == "cpu" and task == "resynthesis" else threads)
-        printed = Printed()
-        printed.terminal = sys.stdout
-        with redirect_stdout(printed):
+        with redirect_stdout(Printed()) as printed:
             results[task] = TASKS[task].evaluate(runs, own)
         told = {"command": command(args, [run.folder for run in runs], task), "printed": printed.getvalue()}
         sections.append({"task": task, "about": TASKS[task].__doc__.split("\n\n")[0], "runs": runs} | told)

@@ -1,10 +1,12 @@
 """How results are reported: header lines, tables, numbers with their errors, results.json in the folder of a run."""
 
+import json
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ..files import write_json
+from ..files import append_line, write_json
 from .runs import Options, Run
 
 TABLES = {}  # text of a table that was made → {"heading", "rows", "left"}, for the page of --report
@@ -38,6 +40,9 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
         columns.append([f"{cell:{side}{width}}" for cell in column])
     text = "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
     TABLES[text] = {"heading": heading, "rows": rows, "left": left}
+    if kept := os.environ.get("MINIDVAE_TABLES"):  # a file for studies/tables.py, a line for each table
+        with open(kept, "ab", buffering=0) as file:
+            append_line(file, json.dumps([text, TABLES[text]]))
     return text
 
 

@@ -97,7 +97,15 @@ HOUR |= {name: dict(steps=24_000, report=1_000, warmup=200) for name in ("hit_dv
 RECIPES["cpu_hour"] = dataclasses.replace(
     RECIPES["quick"],
     **dict(report=1_000, equaliser=4.0) | AUGMENTED,
-    models={name: RECIPES["quick"].models[name] | longer for name, longer in HOUR.items()},
+    models={name: settings | HOUR.get(name, {}) for name, settings in RECIPES["quick"].models.items()},
+)
+
+# `quick` with hardly a step, to see that everything runs: the numbers that come of it mean nothing.
+RECIPES["smoke"] = dataclasses.replace(
+    RECIPES["quick"],
+    models={
+        name: settings | dict(steps=40, report=40, warmup=10) for name, settings in RECIPES["quick"].models.items()
+    },
 )
 
 

@@ -138,10 +138,12 @@ def trained(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def seconds_left(step: Step, done: dict[str, dict]) -> float | None:
-    """How long a command takes at most: its steps by the seconds of a step in the trainings of the same name, with any
-    recipe, and what it evaluates in proportion to the last evaluation of that name. None where nothing was timed."""
-    timed = max((trained(step.folder.with_name(f"{step.name}-{recipe}")) for recipe in RECIPES), key=len)
-    before = [row for row in done.values() if row["name"] == step.name][-1:]
+    """How long a command takes at most: its steps by the seconds of a step in the trainings of the same name, and what
+    it evaluates in proportion to the last evaluation of that name. The recipes in OURS, which have models of one size,
+    stand in for one another. None where nothing was timed."""
+    alike = OURS if step.recipe in OURS else (step.recipe,)
+    timed = max((trained(step.folder.with_name(f"{step.name}-{recipe}")) for recipe in alike), key=len)
+    before = [row for row in done.values() if row["name"] == step.name and row["recipe"] in alike][-1:]
     lengths = [resolve(model, step.recipe, {})[0].steps for model, *_ in timed]
     if not (timed or before) or 0 in lengths:  # 0: it is said in epochs
         return None
@@ -173,7 +175,7 @@ def execute(step: Step) -> list[dict]:
         if process.returncode:
             sys.exit(process.returncode)  # it has said why
         report.TABLES.update(map(json.loads, tables))
-    blocks = html.blocks("".join(printed))
+    blocks, before = html.blocks("".join(printed)), []
     while blocks and "rows" not in blocks[0]:
         before = blocks.pop(0)["text"].splitlines()[-1:]  # its last line may be the title of the table
     return [{"text": line} for line in before] + blocks
@@ -192,20 +194,21 @@ def markdown(heading: list[str], rows: list[list[str]]) -> str:
 
 def write_page(name: str, steps: list[Step], done: dict[str, dict], args: argparse.Namespace, layout: str) -> None:
     """NAME.md: commands, tables, pictures, the paper's numbers. NAME.json: the same tables as numbers."""
-    table, last, runs = TABLES[name], steps[-1], f"{args.runs}/"
+    table, last = TABLES[name], steps[-1]
+    folders = re.compile("|".join(re.escape(f"{folder}/") for folder in (args.runs / "models", last.folder)))
     page = [f"# {table.title}", f"{table.source}. Corpus: {args.data}; recipe: {args.recipe}."]
     page += ["\n".join(f"    {step.command}" for step in steps)]
     tables = []
     for block in done[last.command]["blocks"]:
         if "rows" in block:
-            rows = [[cell.removeprefix(f"{runs}models/") for cell in row] for row in block["rows"]]
+            rows = [[folders.sub("", cell) for cell in row] for row in block["rows"]]
             tables.append({"columns": block["heading"], "rows": [list(map(number, row)) for row in rows]})
             page += [markdown(block["heading"], rows)]
         else:
-            page += ["\n".join(line for line in block["text"].splitlines() if runs not in line)]
+            page += ["\n".join(line for line in block["text"].splitlines() if not folders.search(line))]
     task = Path("eval", *(after for flag, after in pairwise(last.words) if flag in ("--task", "--mode")))
     places = [step.folder / task for step in steps[:-1]] + [last.folder]
-    pictures = [os.path.relpath(file, runs) for place in places for file in sorted(place.glob("*.png"))]
+    pictures = [os.path.relpath(file, args.runs) for place in places for file in sorted(place.glob("*.png"))]
     page += ["\n".join(f"![{file}]({file})" for file in pictures)]
     for corpus in table.corpora.split():
         which = "the corpus of this page" if corpus == layout else "another corpus: compare the order, not the values"
@@ -221,7 +224,10 @@ def main() -> None:
     args = arguments()
     corpus, file = load_corpus(args.data), args.runs / "done.json"
     asked = {"data": args.data, "seed": args.seed or 0}
-    kept = json.loads(file.read_text()) if file.exists() else asked | {"done": {}}
+    try:
+        kept = json.loads(file.read_text()) if file.exists() else asked | {"done": {}}
+    except ValueError:
+        raise SettingError(f"{file}: truncated, or not written by tables.py; choose another --runs") from None
     if {flag: kept[flag] for flag in asked} != asked:
         other = f"--data {kept['data']} --seed {kept['seed']}"
         raise SettingError(f"{args.runs}: has the tables of {other}; choose another --runs")
@@ -237,8 +243,8 @@ def main() -> None:
             start, before = time.perf_counter(), sum(seconds for *_, seconds in trained(step.folder))
             blocks, seconds = execute(step), time.perf_counter() - start
             training = sum(seconds for *_, seconds in trained(step.folder)) - before
-            row = {"name": step.name, "size": step.size, "seconds": seconds, "evaluating": seconds - training}
-            done[step.command] = row | {"blocks": blocks}
+            times = {"size": step.size, "seconds": seconds, "evaluating": max(0, seconds - training)}
+            done[step.command] = {"name": step.name, "recipe": step.recipe, **times, "blocks": blocks}
             del left[step.command]
             write_json(file, kept)
         write_page(name, steps, done, args, corpus.layout)

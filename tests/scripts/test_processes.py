@@ -50,26 +50,45 @@ def test_two_processes_give_the_losses_of_one(speech, model, settings):
         assert numbers(two) == pytest.approx(numbers(one), rel=1e-4, abs=1e-3)  # Muon makes more of rounding
 
 
-def test_a_killed_process_ends_the_job_and_another_number_goes_on(speech):
-    """Killed at random moments, in two processes and in one, a run ends as one that nothing happened to. Fails where a
-    killed process leaves the other waiting, a checkpoint is torn, or states differ between processes."""
+def finish(process: subprocess.Popen) -> None:
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+
+
+def kill_a_worker(process: subprocess.Popen, file: Path, random: np.random.Generator) -> None:
+    """Kills one of the two, within half a second after the next report in `file`."""
+    before = file.read_bytes().count(b"\n") if file.exists() else 0
+    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") > before):
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[random.integers(2)]), signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "train.py: error: another process of this training has ended" in error, error
+
+
+def test_a_training_killed_at_random_moments_ends_as_one_that_nothing_happened_to(speech):
+    """To the last bit. Fails where a killed process leaves the other waiting, a checkpoint is torn, or what is resumed
+    differs from what was left."""
     common = ["--model", "vae", "--recipe", "quick", "--data", speech, "--steps", 200 * KILLS, "--device", "cpu"]
     settings = ["--set", *TINY]
-    assert call(train_script, *common, "--run", "whole", *settings) == 0
-    arguments, random, file = [*common, "--run", "cut", *settings], np.random.default_rng(0), Path("cut/log.jsonl")
+    finish(start(*common, "--run", "whole", *settings))
+    arguments, random = [*common, "--run", "cut", *settings], np.random.default_rng(0)
     for _ in range(KILLS):
-        before, process = file.read_bytes().count(b"\n") if file.exists() else 0, start(*arguments)
-        while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") > before):
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.5))
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(workers[random.integers(2)]), signal.SIGKILL)
-        _, error = process.communicate(timeout=60)
-        assert process.returncode != 0
-        assert "train.py: error: another process of this training has ended" in error, error
-        assert file.read_bytes().count(b"\n") < 20 * KILLS, "the run ended before it could be interrupted"
+        kill_a_worker(start(*arguments), Path("cut/log.jsonl"), random)
+        assert len(log("cut")) < 20 * KILLS, "the run ended before it could be interrupted"
         arguments = ["--resume", "--run", "cut", "--device", "cpu"]
-    assert call(train_script, *arguments) == 0
+    finish(start(*arguments))
+    assert [numbers(report) for report in log("cut")] == [numbers(report) for report in log("whole")]
+
+
+def test_one_process_goes_on_where_two_were(speech):
+    common = ["--model", "vae", "--recipe", "quick", "--data", speech, "--steps", 200, "--device", "cpu"]
+    assert call(train_script, *common, "--run", "whole", "--set", *TINY) == 0
+    process = start(*common, "--run", "cut", "--set", *TINY)
+    kill_a_worker(process, Path("cut/log.jsonl"), np.random.default_rng(0))
+    assert call(train_script, "--resume", "--run", "cut", "--device", "cpu") == 0
     for whole, cut in zip(log("whole"), log("cut"), strict=True):
         assert numbers(cut) == pytest.approx(numbers(whole), rel=1e-4)
 

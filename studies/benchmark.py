@@ -4,7 +4,7 @@ speech and, with a recogniser, how far samples of each are from real speech.
     python studies/benchmark.py --data LibriSpeech --recipe cpu_hour --minutes 12 --seeds 3
     python train.py --model deepspeech2 --data conditions:built-in --run runs/deepspeech2  measures samples
     python studies/benchmark.py --data LibriSpeech --recipe cpu_hour --minutes 12 --recogniser runs/deepspeech2
-    python studies/benchmark.py --data ~/VoiceBank --recipe light2023 --steps 25000 --set frames=100    as in the paper
+    python studies/tables.py light-1 light-3 --data ~/VoiceBank --recipe paper     as in the paper, without a budget
 
 SRNN is trained on the true past (TF, teacher forcing) and by scheduled sampling (SS), others as the recipe says.
 --minutes: a step of each model is timed first, and each gets as many as fit. GEN: an autoregressive model is fed its

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -112,15 +113,17 @@ def steps_of(name: str, args: argparse.Namespace, corpus: Corpus) -> list[Step]:
     recipe, (script, *words) = table.recipe if args.recipe == "paper" else args.recipe, table.command.split()
     noisy = args.data if "both" in {u.condition for u in corpus.utterances} else CONDITIONS_OF + args.data
     meant, steps = {"DATA": args.data, "NOISY": noisy}, []
+    shorter = ["--set", "frames=100"] if corpus.layout == "VoiceBank" else []  # LigHT-DVAE paper, section 3.1
     for title in (word for word in words if word in TRAININGS):
         flags = [*(() if "--data" in TRAININGS[title] else ("--data", "DATA")), *TRAININGS[title]]
         own = recipe if flags[flags.index("--model") + 1] in RECIPES[recipe].models else "fhvae2017"
         meant[title] = str(args.runs / "models" / f"{title}-{own}")
         flags = [*(meant.get(flag, flag) for flag in flags), "--recipe", own, "--run", meant[title], *common]
+        flags += shorter if own == "light2023" else []
         steps.append(Step(title, ("train.py", *flags), own, Path(meant[title])))
     task = next((after for flag, after in pairwise(words) if flag == "--task"), None)
     folder = args.runs / "studies" / f"{name}-{recipe}"
-    flags = [] if task else ["--recipe", recipe, "--runs", str(folder)]
+    flags = [] if task else ["--recipe", recipe, "--runs", str(folder), *(shorter if recipe == "light2023" else [])]
     flags = [*(meant.get(word, word) for word in words), *flags, *given(args, *FLAGS.get(task, ["limit"])), *common]
     clips, utterances = (args.clips or 512) * (args.repeats or 3), args.limit or len(corpus.split("test"))
     size = clips if task == "generation" else utterances
@@ -138,15 +141,16 @@ def trained(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def seconds_left(step: Step, done: dict[str, dict]) -> float | None:
-    """How long a command takes at most: its steps by the seconds of a step in the trainings of the same name, and what
-    it evaluates in proportion to the last evaluation of that name. The recipes in OURS, which have models of one size,
-    stand in for one another. None where nothing was timed."""
+    """How long a command will take: its steps by the seconds of a step in the trainings of the same name, and what it
+    evaluates in proportion to the last evaluation of that name. The recipes in OURS, which have models of one size,
+    stand in for one another. Without these the mean of all commands of the same recipe; None where there is none."""
     alike = OURS if step.recipe in OURS else (step.recipe,)
     timed = max((trained(step.folder.with_name(f"{step.name}-{recipe}")) for recipe in alike), key=len)
     before = [row for row in done.values() if row["name"] == step.name and row["recipe"] in alike][-1:]
     lengths = [resolve(model, step.recipe, {})[0].steps for model, *_ in timed]
     if not (timed or before) or 0 in lengths:  # 0: it is said in epochs
-        return None
+        others = [row["seconds"] for row in done.values() if row["recipe"] == step.recipe]
+        return statistics.mean(others) if others else None
     left = sum(seconds / steps * length for (_, steps, seconds), length in zip(timed, lengths, strict=True))
     left = max(0, left - sum(seconds for *_, seconds in trained(step.folder)))
     return left + sum(row["evaluating"] * step.size / row["size"] for row in before)
@@ -155,8 +159,8 @@ def seconds_left(step: Step, done: dict[str, dict]) -> float | None:
 def what_is_left(steps: list[Step], done: dict[str, dict]) -> str:
     times = [seconds_left(step, done) for step in steps]
     minutes, unknown = math.ceil(sum(filter(None, times)) / 60), times.count(None)
-    told = f"at most {minutes // 60} h {minutes % 60:02} min" if unknown < len(steps) else "no time is known yet"
-    return f"Left: {len(steps)} commands, {told}" + f", and {unknown} not timed yet" * (0 < unknown < len(steps))
+    told = f", about {minutes // 60} h {minutes % 60:02} min" * (unknown < len(steps))
+    return f"Left: {len(steps)} commands{told}" + f"; {unknown} of them were not timed with any recipe" * (unknown > 0)
 
 
 def execute(step: Step) -> list[dict]:
@@ -208,7 +212,9 @@ def write_page(name: str, steps: list[Step], done: dict[str, dict], args: argpar
             page += ["\n".join(line for line in block["text"].splitlines() if not folders.search(line))]
     task = Path("eval", *(after for flag, after in pairwise(last.words) if flag in ("--task", "--mode")))
     places = [step.folder / task for step in steps[:-1]] + [last.folder]
-    pictures = [os.path.relpath(file, args.runs) for place in places for file in sorted(place.glob("*.png"))]
+    files = [file for place in places for file in sorted(place.glob("*.png")) if not file.stem.endswith("-tiles")]
+    different = {file.read_bytes(): os.path.relpath(file, args.runs) for file in reversed(files)}
+    pictures = reversed(different.values())
     page += ["\n".join(f"![{file}]({file})" for file in pictures)]
     for corpus in table.corpora.split():
         which = "the corpus of this page" if corpus == layout else "another corpus: compare the order, not the values"

@@ -61,7 +61,8 @@ LINES = Path(__file__).with_suffix(".tsv").read_text(encoding="utf-8").splitline
 TABLES = {name: Table(*rest) for name, *rest in (line.split("\t") for line in LINES if not line.startswith("#"))}
 OURS = ("smoke", "quick", "cpu_hour")  # recipes that no paper has
 SHORTER = {"smoke": {"limit": 4, "clips": 32, "repeats": 1, "iterations": 5}}  # flags that a recipe brings along
-FLAGS = {"generation": ("clips", "repeats"), "enhancement": ("limit", "noise", "iterations")}  # task: its; else limit
+# Task: its flags, else --limit. Verification needs several utterances of each speaker.
+FLAGS = {"generation": ("clips", "repeats"), "enhancement": ("limit", "noise", "iterations"), "verification": ()}
 NUMBER = re.compile(r"([-−]?[\d,]*\.?\d+)(?: ± (\d*\.?\d+))? ?%?")
 
 
@@ -122,11 +123,11 @@ def steps_of(name: str, args: argparse.Namespace, corpus: Corpus) -> list[Step]:
         flags += shorter if own == "light2023" else []
         steps.append(Step(title, ("train.py", *flags), own, Path(meant[title])))
     task = next((after for flag, after in pairwise(words) if flag == "--task"), None)
-    folder = args.runs / "studies" / f"{name}-{recipe}"
+    own, folder = FLAGS.get(task, ("limit",)), args.runs / "studies" / f"{name}-{recipe}"
     flags = [] if task else ["--recipe", recipe, "--runs", str(folder), *(shorter if recipe == "light2023" else [])]
-    flags = [*(meant.get(word, word) for word in words), *flags, *given(args, *FLAGS.get(task, ["limit"])), *common]
-    clips, utterances = (args.clips or 512) * (args.repeats or 3), args.limit or len(corpus.split("test"))
-    size = clips if task == "generation" else utterances
+    flags = [*(meant.get(word, word) for word in words), *flags, *given(args, *own), *common]
+    clips, utterances = (args.clips or 512) * (args.repeats or 3), len(corpus.split("test"))
+    size = clips if task == "generation" else ("limit" in own and args.limit) or utterances
     return [*steps, Step(name, (script, *flags), recipe, folder, size)]
 
 

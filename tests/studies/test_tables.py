@@ -76,8 +76,8 @@ def test_a_table_is_made_once(speech, monkeypatch, capfd):
     table = tables.Table("Title", "Source", "light2023", "evaluate.py VAE A --task resynthesis", *published)
     monkeypatch.setattr(tables, "call", train)
     monkeypatch.setattr(tables, "TABLES", {"one": table})
-    small = ["--set", "frames=20", "batch=2", "hidden=8", "steps=3", "report=3"]
-    monkeypatch.setattr(tables, "TRAININGS", {name: ["--model", "vae", *small] for name in ("VAE", "A")})
+    small = ["--model", "vae", "--set", "frames=20", "batch=2", "steps=3", "report=3"]
+    monkeypatch.setattr(tables, "TRAININGS", {"VAE": [*small, "hidden=8"], "A": [*small, "hidden=4"]})
     flags = ["one", "--recipe", "smoke", "--data", speech, "--limit", 2]
     assert call(tables, *flags) == 0
     assert len(trainings) == 2 and "VAE-smoke" in capfd.readouterr().out
@@ -166,7 +166,7 @@ def test_what_a_cell_says(cell, value):
     ],
 )
 def test_bad_input(arguments, named, capsys, monkeypatch):
-    """It gives more than one line, or begins."""
+    """It gives more than one line, or something is run."""
     monkeypatch.setattr(tables, "execute", lambda _: pytest.fail("a command ran"))
     assert call(tables, *arguments) == 2
     error = capsys.readouterr().err

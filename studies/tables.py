@@ -1,6 +1,6 @@
 """The papers' tables and figures by one command: what is missing is trained, then evaluated, then put on a page.
 
-    python studies/tables.py all --recipe smoke           to see that everything runs, in half an hour of two cores
+    python studies/tables.py all --recipe smoke           to see that everything runs: the numbers mean nothing
     python studies/tables.py all --recipe quick --plan    what is left to do, and how long it takes by the times so far
     python studies/tables.py light-1 exchange --data ~/VoiceBank --recipe paper
 

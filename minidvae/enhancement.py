@@ -134,6 +134,12 @@ def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:
     return -0.5 * terms.flatten(1).sum(1)
 
 
+def posterior_means(model: DVAE, power: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """What the encoder says of a power spectrum (frames, bins): the means of z and, where there is one, of w."""
+    output = model(power[None], model.draw_noise(1, len(power), generator))
+    return [q.mean for q in (output.q_z, output.q_w) if q is not None]
+
+
 class Latents:
     """z of every chain, and what `draw_w` makes w of, as parameters; the E-steps `peem`, `ldem` and `langevin`."""
 
@@ -141,9 +147,9 @@ class Latents:
         self.model, self.generator, rate = model, generator, settings.rate
         self.deviation = {"ldem": settings.noise, "langevin": rate**0.5}.get(settings.method, 0.0)
         with torch.no_grad():
-            output = model(power[None], model.draw_noise(1, len(power), generator))
-            starts = [output.q_z.mean] + [model.standard_w(q.mean) for q in [output.q_w] if q is not None]
-        self.spreads = [output.q_z.mean[0].std(0, correction=0).clamp_min(1e-2), 1.0]
+            z, *w = posterior_means(model, power, generator)
+            starts = [z, *(model.standard_w(mean) for mean in w)]
+        self.spreads = [z[0].std(0, correction=0).clamp_min(1e-2), 1.0]
         self.latents = [start.expand(settings.chains, *start.shape[1:]).clone() for start in starts]
         kind, rate = (torch.optim.SGD, rate / 2) if settings.method == "langevin" else (torch.optim.Adam, rate)
         self.optimiser = kind([u.requires_grad_() for u in self.latents], rate)
@@ -190,8 +196,8 @@ class Inference:
         output = self.model(x, self.model.draw_noise(self.chains, len(self.power), self.generator))
         log_variance, p_z = self.model.score(x_past.expand(self.chains, -1, -1), output.z, output.w)
         cost = gaussian_kl(*output.q_z, *(p_z or ())).sum(-1)
-        if output.q_w is not None:
-            cost = cost + gaussian_kl(*output.q_w)
+        if output.q_w is not None:  # by the draw, and but for a constant: its prior is `draw_w`'s
+            cost = cost - log_prior(self.model.standard_w(output.w), None) - output.q_w.log_variance.sum(-1) / 2
         return log_variance.clamp(*LOG_VARIANCE_RANGE).exp(), cost
 
     def step(self) -> None:
@@ -216,13 +222,15 @@ def improve(e_step: Latents | Inference, observation: Observation, estimate: Ten
     return speech.detach(), loss.mean().item()
 
 
-def encoder_gains(model: DVAE, observation: Observation, settings: Settings, generator: torch.Generator) -> Tensor:
+@torch.no_grad()
+def encoder_gains(model: DVAE, observation: Observation, generator: torch.Generator) -> Tensor:
     """Wiener gains (frames, bins) from what the encoder says at once. It is asked three times, of a cleaner estimate
     each time, with three M-steps after each, whose noise is not kept."""
     observation, estimate = copy.copy(observation), observation.first_estimate()
     for _ in range(3):
-        e_step = E_STEPS[settings.method](model, estimate, settings, generator)
-        speech = e_step.decode(past(model.input_scale(estimate[None])))[0].detach()
+        latents = posterior_means(model, estimate, generator)
+        log_variance, _ = model.score(past(model.input_scale(estimate[None])), *latents)
+        speech = log_variance.clamp(*LOG_VARIANCE_RANGE).exp()
         for _ in range(3):
             observation.update(speech)
         gains = observation.wiener(speech)
@@ -238,7 +246,7 @@ def gains_of(
     the last quarter of the iterations, of peem the last. vem and peem stop when the objective has moved by less than
     1e-4 of itself in ten iterations. `tick` is called after each iteration. spectra: W to start from."""
     observation = Observation(power, settings.rank, settings.hold, generator, spectra)
-    estimate, encoded = observation.first_estimate(), encoder_gains(model, observation, settings, generator)
+    estimate, encoded = observation.first_estimate(), encoder_gains(model, observation, generator)
     e_step = E_STEPS[settings.method](model, estimate, settings, generator)
     kept, objective = [], []
     for iteration in range(settings.iterations):

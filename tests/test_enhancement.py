@@ -225,7 +225,7 @@ def test_a_share_of_the_gains_is_the_encoders():
         )
         observation = Observation(power, 8, 4, seeded())
         before = observation.noise
-        own = enhancement.encoder_gains(model, observation, Settings("peem", chains=1), seeded())
+        own = enhancement.encoder_gains(model, observation, seeded())
     torch.testing.assert_close(half, (search + encoder) / 2)
     torch.testing.assert_close(own, encoder)
     assert torch.equal(before, observation.noise) and not torch.allclose(search, encoder)

@@ -88,9 +88,12 @@ def test_the_files_that_a_model_imports_are_enough(tmp_path):
 
 
 def test_the_readme_names_the_files_to_copy():
-    """The last column of its table of models, file by file."""
+    """The last column of its table of models, and above it what all need."""
     rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", README.read_text(), re.MULTILINE)
-    named = {name: set(cell.strip(" `").split()) for name, cell in rows if name in MODELS}
+    all_need = re.search(r"all need:\s`(.*)`", README.read_text())[1].split()
+    patterns = {name: [*cell.strip(" `").split(), *all_need] for name, cell in rows if name in MODELS}
+    files = {name: [file for pattern in some for file in PACKAGE.glob(pattern)] for name, some in patterns.items()}
+    named = {name: {str(file.relative_to(PACKAGE)) for file in some} for name, some in files.items()}
     assert named == {name: copy_set(f"models/{module_of(model)}.py") for name, (model, _) in MODELS.items()}
 
 

@@ -12,9 +12,7 @@ from torch import Tensor
 
 SMALLEST = 64  # the least side of a matrix that Muon takes
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients
-ITERATIONS = (
-    4  # Jordan takes 5; this saves a fifth of the products, and singular values under 1/200 of the norm stay small
-)
+ITERATIONS = 4  # Jordan takes 5; this saves a fifth of the products, only the smallest directions stay smaller
 
 
 class Muon(torch.optim.AdamW):

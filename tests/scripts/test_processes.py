@@ -16,10 +16,10 @@ TINY = ["frames=20", "batch=4", "report=10"]
 
 
 def start(*arguments) -> subprocess.Popen:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--", ROOT / "train.py"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*torchrun, *map(str, arguments)], env=environment, text=True, **pipes)
+    return subprocess.Popen([*torchrun, ROOT / "train.py", *map(str, arguments)], env=environment, text=True, **pipes)
 
 
 def numbers(report: dict) -> dict:

@@ -13,6 +13,9 @@ RECURRENT = ("dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
 # The RVAE of its own paper, without MLPs
 RVAE_ORIGINAL = dict(x_hidden=(), z_hidden=(), posterior_hidden=(), decoder_z_hidden=(), decoder_hidden=())
 
+# The recurrent family in `quick`
+RECURRENT_SMALL = dict(beta_z=0.01, input_scale="root", optimiser="muon", learning_rate=1e-2)
+
 # HiT-DVAE and LigHT-DVAE in `light2023`; the size of the network for w is not given in the paper, it follows from
 # the number of parameters that is.
 HIT2023 = dict(latent=16, w_latent=32, beta_z=0.01, beta_w=0.01, input_scale="power")
@@ -73,7 +76,7 @@ RECIPES = {
         **dict(window=1024, hop=256, frames=50, batch=16, steps=4_500, report=450, own_past=(0.5, 1.0)),
         **dict(optimiser="adamw", betas=(0.9, 0.99), weight_decay=1e-5, clip=100.0),
         **dict(learning_rate=2e-3, warmup=300, schedule="cosine", final_learning_rate=1e-5),
-        models={name: dict(beta_z=0.01, input_scale="root") for name in RECURRENT}
+        models={name: RECURRENT_SMALL for name in RECURRENT}
         | {
             "vae": dict(hidden=(128,), beta_z=0.01, input_scale="root", optimiser="muon") | AUGMENTED,
             "hit_dvae": SMALL,

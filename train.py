@@ -47,7 +47,8 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
     if processes.count() > 1:
         loss_of = DistributedDataParallel(loss_of)
     stop, clock, drawn = StopRequest(), Clock(progress.seconds), float("-inf")
-    loader, upcoming, unread = ThreadPoolExecutor(1), None, []  # the next batch is prepared while a step runs
+    # The next batch is prepared while a step runs, in one thread: several and those of the step wait on each other
+    loader, upcoming, unread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)), None, []
     quiet = processes.rank() > 0 or None  # None: where no terminal shows it
     bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=quiet)
 

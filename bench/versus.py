@@ -58,14 +58,8 @@ def main() -> None:
             for _ in range(args.repeats):
                 for name, checkout in checkouts.items():
                     flags = ["--model", model, "--data", args.data, "--recipe", "quick", "--steps", args.steps]
-                    flags += [
-                        "--device",
-                        args.device,
-                        "--set",
-                        f"report={max(1, args.steps // 3)}",
-                        *args.set,
-                        *own[name],
-                    ]
+                    settings = [f"report={max(1, args.steps // 3)}", *args.set, *own[name]]
+                    flags += ["--device", args.device, "--set", *settings]
                     processes = devices if name == "processes" else 1
                     found[name].append(train(checkout, processes, Path(caches, name), flags))
             speeds = {name: statistics.median(speed for speed, _ in runs) for name, runs in found.items()}

@@ -306,7 +306,7 @@ def gaussian_kl_build(latent: int, type: str, backward: bool, capability: int) -
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiled_code(capability):
-    """No spills to speak of, shared memory within the chip; a tensor is read or written at one place."""
+    """No spills, shared memory within the chip; a tensor is read or written at one place."""
     cases = [
         (is_divergence_build(257, "fp32", False, capability), 2, 1),
         (is_divergence_build(513, "bf16", True, capability), 3, 1),

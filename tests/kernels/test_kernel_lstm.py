@@ -287,7 +287,7 @@ def build(hidden: int, mode: str, chip: int, direction: str) -> triton_checks.Bu
 
 
 def test_kernels_fit_their_chips(compiled):
-    """No spills to speak of, and the shared memory that a program may have; W_hh of width 128 in 16 bits is held."""
+    """No spills, and the shared memory that a program may have; W_hh of width 128 in 16 bits is held."""
     for (hidden, mode, chip, direction), (name, code) in compiled.items():
         assert code.fits(chip), (name, hidden, mode, chip, code.registers, code.spills, code.shared)
         held = hidden == 128 and mode != "ieee"

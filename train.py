@@ -47,8 +47,8 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
     if processes.count() > 1:
         loss_of = DistributedDataParallel(loss_of)
     stop, clock, drawn = StopRequest(), Clock(progress.seconds), float("-inf")
-    # The next batch is prepared while a step runs, in one thread: several and those of the step wait on each other
-    loader, upcoming, unread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)), None, []
+    # While a GPU is busy with a step, the next batch is prepared. A CPU's cores have enough to do with the step.
+    on_cpu, loader, upcoming, unread = run.device.type == "cpu", ThreadPoolExecutor(1), None, []
     quiet = processes.rank() > 0 or None  # None: where no terminal shows it
     bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=quiet)
 
@@ -59,7 +59,7 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         prepared = upcoming and upcoming.result()
         model.before_step(batches, optimiser, step)
         batch = batches(step) if prepared is None else prepared
-        upcoming = None if reporting else loader.submit(batches, step + 1)
+        upcoming = None if on_cpu or reporting else loader.submit(batches, step + 1)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate_at(step) * group.get("rate", 1.0)
 
@@ -70,7 +70,7 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
         unread.append(terms | {"gradient norm": norm, "stop": torch.full_like(norm, float(stop.requested))})
         stopping = False  # a GPU is not waited for at every step: what it found is read at reports
-        if run.device.type == "cpu" or reporting or (stop.requested and processes.count() == 1):
+        if on_cpu or reporting or (stop.requested and processes.count() == 1):
             for terms in read_terms(unread, run, step):
                 del terms["gradient norm"]
                 stopping = terms.pop("stop") > 0  # any process was asked to

@@ -30,7 +30,7 @@ from torch import Tensor
 from .data import audio
 from .data.audio import STFT
 from .kernels.gaussian_kl import gaussian_kl
-from .models.base import DVAE, LOG_VARIANCE_RANGE, Gaussian, past
+from .models.base import DVAE, Gaussian, bounded, past
 from .models.parameters import CheckpointError
 from .training.checkpoint import load_run
 from .training.settings import SettingError
@@ -160,7 +160,7 @@ class Latents:
         w = [self.model.draw_w(u) for u in standard]
         log_variance, p_z = self.model.score(x_past.expand(len(z), -1, -1), z, *w)
         cost = -log_prior(z, p_z) - sum(log_prior(u, None) for u in standard)
-        return log_variance.clamp(*LOG_VARIANCE_RANGE).exp(), cost
+        return bounded(log_variance).exp(), cost
 
     @torch.no_grad()
     def step(self) -> None:
@@ -198,7 +198,7 @@ class Inference:
         cost = gaussian_kl(*output.q_z, *(p_z or ())).sum(-1)
         if output.q_w is not None:  # by the draw, and but for a constant: its prior is `draw_w`'s
             cost = cost - log_prior(self.model.standard_w(output.w), None) - output.q_w.log_variance.sum(-1) / 2
-        return log_variance.clamp(*LOG_VARIANCE_RANGE).exp(), cost
+        return bounded(log_variance).exp(), cost
 
     def step(self) -> None:
         self.optimiser.step()
@@ -230,7 +230,7 @@ def encoder_gains(model: DVAE, observation: Observation, generator: torch.Genera
     for _ in range(3):
         latents = posterior_means(model, estimate, generator)
         log_variance, _ = model.score(past(model.input_scale(estimate[None])), *latents)
-        speech = log_variance.clamp(*LOG_VARIANCE_RANGE).exp()
+        speech = bounded(log_variance).exp()
         for _ in range(3):
             observation.update(speech)
         gains = observation.wiener(speech)

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-from scipy.signal import resample_poly
+from scipy.signal import firwin, resample_poly
 from torch import Tensor
 
 from ..files import atomic_write
@@ -86,7 +86,15 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     if rate == new_rate:
         return waveform
     common = math.gcd(rate, new_rate)
-    return resample_poly(waveform, new_rate // common, rate // common).astype(np.float32)
+    up, down = new_rate // common, rate // common
+    window = low_pass(max(up, down)).astype(waveform.dtype)
+    return resample_poly(waveform, up, down, window=window).astype(np.float32)
+
+
+@lru_cache
+def low_pass(factor: int) -> np.ndarray:
+    """A filter that keeps 1/factor of the frequencies: `resample_poly`'s own, which it designs anew at every call."""
+    return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0))
 
 
 def write(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..data import audio
 from ..data.corpus import Corpus, CorpusError, Utterance
-from ..models.base import DVAE, LOG_VARIANCE_RANGE
+from ..models.base import DVAE, bounded
 from . import figures, metrics, report
 from .runs import Options, Run, noise_of
 from .transformation import conversion_pairs
@@ -105,7 +105,7 @@ def another(test: Corpus, index: int) -> int:
 
 def decode(model: DVAE, z: Analysed, w: Analysed) -> Tensor:
     """The log-variance (frames, bins) of the z of one utterance with the w of another."""
-    return model.decode(z.z, w.w)[0].clamp(*LOG_VARIANCE_RANGE)
+    return bounded(model.decode(z.z, w.w)[0])
 
 
 def compare(own_z: Tensor, own_w: Tensor, exchanged: Tensor, same: Tensor, stft: audio.STFT) -> dict[str, float]:

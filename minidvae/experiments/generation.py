@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..data import audio
 from ..data.corpus import Corpus, CorpusError, load_corpus
 from ..data.crops import Windows
-from ..models.base import LOG_VARIANCE_RANGE
+from ..models.base import bounded
 from ..models.parameters import CheckpointError
 from ..training.checkpoint import load_run
 from ..training.features import FEATURE_EXTRACTORS
@@ -155,7 +155,7 @@ def sample(run: Run, noise: list[torch.Generator]) -> Tensor:
     finite."""
     log_variance = run.model.sample(len(noise), run.stft.frames(SAMPLES), noise)
     run.check_finite(log_variance, "what the model generates")
-    return log_variance.clamp(*LOG_VARIANCE_RANGE).exp()
+    return bounded(log_variance).exp()
 
 
 def scaled(waveforms: Tensor) -> Tensor:

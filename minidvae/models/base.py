@@ -11,7 +11,6 @@ from .. import processes
 from ..kernels.gaussian_kl import gaussian_kl
 from ..kernels.is_divergence import is_divergence
 
-LOG_VARIANCE_RANGE = (-30.0, 20.0)  # of an output that is fed back as the past: e^l stays finite
 W_RATE = 0.01  # at which the moments of w follow those of a batch
 LOG_FLOOR = 1e-6  # of the `log` input scale, on power, for waveforms with max|s| = 1
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -28,6 +27,11 @@ class Gaussian(NamedTuple):
     def sample(self, noise: Tensor) -> Tensor:
         """μ + σ·ε, the reparameterisation trick, with ε ~ N(0, I) given."""
         return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+
+def bounded(log_variance: Tensor) -> Tensor:
+    """Within −30 … 20, where e^l is finite."""
+    return log_variance.clamp(-30.0, 20.0)
 
 
 class GaussianHead(nn.Module):
@@ -282,7 +286,7 @@ class DVAE(Model):
 
     def feed_back(self, log_variance: Tensor) -> Tensor:
         """The model's own output on the scale of its input."""
-        return self.input_scale.of_log(log_variance.clamp(*LOG_VARIANCE_RANGE))
+        return self.input_scale.of_log(bounded(log_variance))
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:

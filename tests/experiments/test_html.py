@@ -100,7 +100,7 @@ def run_with(folder: Path, files: dict, content: dict | None = None) -> SimpleNa
         else:
             Image.fromarray(array).save(folder / "eval" / name)
     about = {"folder": folder, "name": "vae", "content": content or {}, "trained": "step 1", "target": folder / "eval"}
-    return SimpleNamespace(model=torch.nn.Linear(2, 2), **about)
+    return SimpleNamespace(model=torch.nn.Linear(2, 2), corpus=None, **about)
 
 
 def section(task: str, *runs: SimpleNamespace, printed: str = "") -> dict:
@@ -225,3 +225,20 @@ def test_the_page_of_the_models_that_ship_loads_nothing():
     page = Page(ROOT / "docs" / "report.html")
     check_loads_nothing(page)
     assert len(page.source) < 3e6 and "python evaluate.py light_dvae-librispeech" in page.source
+
+
+def test_the_page_with_librispeech_loads_nothing_and_names_it():
+    page = Page(ROOT / "docs" / "librispeech.html")
+    check_loads_nothing(page)
+    assert len(page.source) < 2e6 and "CC BY 4.0" in page.source
+
+
+def test_the_licence_of_speech_is_named(tmp_path):
+    """Of corpora that may be passed on and of those that may not, with conditions laid over them or without."""
+    layouts = ("LibriSpeech", "conditions:TIMIT", "folder")
+    runs = [run_with(tmp_path / layout, {}) for layout in layouts]
+    for run, layout in zip(runs, layouts, strict=True):
+        run.corpus = SimpleNamespace(layout=layout)
+    html.write(tmp_path / "page.html", "", [section("resynthesis", *runs)])
+    told = [text for text in Page(tmp_path / "page.html").words if text.startswith("Speech: ")]
+    assert len(told) == 2 and "CC BY 4.0" in told[0] and "does not allow" in told[1]

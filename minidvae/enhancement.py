@@ -1,9 +1,10 @@
 """Speech enhancement with a DVAE as the prior of clean speech; the noise is learned from the recording itself.
 
-    x = s + n,   s_tf ~ N_c(0, g_t·v_tf(z)),   n_tf ~ N_c(0, (HW)_tf),   so   x_tf ~ N_c(0, V_tf),  V = g·v(z) + HW
+    x = s + n,   s_tf ~ N_c(0, g_tf·v_tf(z)),   n_tf ~ N_c(0, (HW)_tf),   so   x_tf ~ N_c(0, V_tf),  V = g·v(z) + HW
 
-v = e^l is the decoder's variance, g_t > 0 a gain, H (frames × K) and W (K × bins) are non-negative (Leglaive et al.,
-ICASSP 2020; Bie et al., IEEE/ACM TASLP 2022). Latents and noise are improved in turn on
+v = e^l is the decoder's variance, H (frames × K) and W (K × bins) are non-negative (Leglaive et al., ICASSP 2020; Bie
+et al., IEEE/ACM TASLP 2022). The gain g_tf > 0 is a_t, theirs, times c_f, the response of a microphone that the model
+has not heard. Latents and noise are improved in turn on
 
     −log p(x, z) = Σ_tf (|x_tf|²/V_tf + log V_tf) − log p(z)                 or its bound with q(z)
 
@@ -38,7 +39,7 @@ from .training.settings import SettingError
 BLOCK, OVERLAP = 10 * audio.SAMPLE_RATE, audio.SAMPLE_RATE  # samples enhanced at once, and shared by two blocks
 DEFAULT = "light_dvae-librispeech"  # the model
 QUIET = 0.2  # of the frames, in each bin, are taken for noise at first
-FLOOR = 1e-10  # of the noise; a recording has a peak of 1
+FLOOR = 1e-10  # of the noise and of gains; a recording has a peak of 1
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ class Observation:
         def positive(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).add(0.1).to(power)
 
-        self.power, self.hold, self.gain = power, hold, power.new_ones(len(power), 1)
-        audible = power[power.mean(1) > 10 * audio.POWER_FLOOR]
-        floor = (audible if len(audible) else power).quantile(QUIET, dim=0) / -math.log1p(-QUIET)  # its mean, if steady
+        self.power, self.hold, self.gain = power, hold, torch.ones_like(power)
+        audible = power.mean(1) > 10 * audio.POWER_FLOOR
+        self.audible = audible if audible.any() else ~audible
+        floor = power[self.audible].quantile(QUIET, dim=0) / -math.log1p(-QUIET)  # its mean, if steady
         self.spectra = positive(rank, power.shape[1]) * floor if spectra is None else spectra
         self.spectra = self.spectra / self.spectra.sum(1, keepdim=True)
         loud = self.held(power.sum(1, keepdim=True)) / hold
@@ -110,8 +112,8 @@ class Observation:
         return (1 - self.noise / self.power).clamp_min(0.1).square() * self.power
 
     def update(self, speech: Tensor) -> None:
-        """The M-step: W, H and g in turn, each by multiplication; none of them raises the cost (auxiliary functions,
-        Févotte & Idier 2011, with the exponent ½)."""
+        """The M-step: W, H, a and c in turn, each by multiplication; none of them raises the cost, c that of the frames
+        with sound (auxiliary functions, Févotte & Idier 2011, with the exponent ½)."""
 
         def sums() -> tuple[Tensor, Tensor]:
             inverse = self.variance(speech).reciprocal()
@@ -123,9 +125,11 @@ class Observation:
         self.levels = self.levels * (self.held(over @ self.spectra.T) / self.held(under @ self.spectra.T)).sqrt()
         total = self.spectra.sum(1, keepdim=True).clamp_min(FLOOR)
         self.spectra, self.levels = self.spectra / total, self.levels * total.T
-        inverse = self.variance(speech).reciprocal()
-        over = (self.power * speech * inverse.square()).sum(dim=(0, 2))
-        self.gain = self.gain * (over / (speech * inverse).sum(dim=(0, 2))).sqrt()[:, None]
+        for summed, frames in ((2, slice(None)), (1, self.audible)):  # over bins for a; for c over frames
+            heard, inverse = self.gain * speech, self.variance(speech).reciprocal()
+            over, under = self.power * heard * inverse.square(), heard * inverse
+            ratio = over[:, frames].sum((0, summed)) / under[:, frames].sum((0, summed))
+            self.gain = (self.gain * ratio.sqrt().unsqueeze(summed - 1)).clamp_min(FLOOR)
 
 
 def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:

@@ -54,6 +54,19 @@ def test_the_m_step_never_raises_the_objective(chains, hold, seed):
     torch.testing.assert_close(observation.spectra.sum(1), torch.ones(3, dtype=torch.float64))
 
 
+def test_the_response_of_a_microphone_is_found():
+    """Speech that lies on its model but for a curve over frequency."""
+    frames, bins, random = 300, 9, seeded()
+    speech = torch.randn(1, frames, bins, generator=random, dtype=torch.float64).mul(2).exp()
+    curve = torch.linspace(-2, 2, bins, dtype=torch.float64)
+    power = 1e-3 * speech[0] * curve.exp() * torch.empty_like(speech[0]).exponential_(generator=random)
+    observation = Observation(power, 1, 4, random)
+    for _ in range(200):
+        observation.update(speech)
+    found = observation.gain.log().mean(0)
+    assert (found - found.mean() - curve).abs().max() < 0.5
+
+
 @pytest.mark.parametrize("name", DVAES)
 def test_gradients_of_the_posterior(name):
     """Of −log p(x, z, w) by autograd and by finite differences."""

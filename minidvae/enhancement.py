@@ -4,7 +4,7 @@
 
 v = e^l is the decoder's variance, H (frames × K) and W (K × bins) are non-negative (Leglaive et al., ICASSP 2020; Bie
 et al., IEEE/ACM TASLP 2022). The gain g_tf > 0 is a_t, theirs, times c_f, the response of a microphone that the model
-has not heard. Latents and noise are improved in turn on
+has not heard, which is constant in bands. Latents and noise are improved in turn on
 
     −log p(x, z) = Σ_tf (|x_tf|²/V_tf + log V_tf) − log p(z)                 or its bound with q(z)
 
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .data import audio
@@ -39,6 +40,7 @@ from .training.settings import SettingError
 BLOCK, OVERLAP = 10 * audio.SAMPLE_RATE, audio.SAMPLE_RATE  # samples enhanced at once, and shared by two blocks
 DEFAULT = "light_dvae-librispeech"  # the model
 QUIET = 0.2  # of the frames, in each bin, are taken for noise at first
+BANDS, KNEE = 20, 300  # of a microphone's response: even over log(1 + f/KNEE), Hz
 FLOOR = 1e-10  # of the noise and of gains; a recording has a peak of 1
 
 
@@ -72,6 +74,8 @@ class Observation:
             return torch.rand(shape, generator=generator).add(0.1).to(power)
 
         self.power, self.hold, self.gain = power, hold, torch.ones_like(power)
+        place = torch.linspace(0, audio.SAMPLE_RATE / 2 / KNEE, power.shape[1]).log1p()
+        self.bands = F.one_hot((BANDS * place / place[-1]).long().clamp_max(BANDS - 1)).to(power)  # (bins, BANDS)
         audible = power.mean(1) > 10 * audio.POWER_FLOOR
         self.audible = audible if audible.any() else ~audible
         floor = power[self.audible].quantile(QUIET, dim=0) / -math.log1p(-QUIET)  # its mean, if steady
@@ -91,7 +95,7 @@ class Observation:
 
     def held(self, frames: Tensor) -> Tensor:
         """The sum over the frames that share a row of H."""
-        padded = torch.nn.functional.pad(frames, (0, 0, 0, -len(frames) % self.hold))
+        padded = F.pad(frames, (0, 0, 0, -len(frames) % self.hold))
         return padded.unflatten(0, (-1, self.hold)).sum(1)
 
     def variance(self, speech: Tensor) -> Tensor:
@@ -125,11 +129,15 @@ class Observation:
         self.levels = self.levels * (self.held(over @ self.spectra.T) / self.held(under @ self.spectra.T)).sqrt()
         total = self.spectra.sum(1, keepdim=True).clamp_min(FLOOR)
         self.spectra, self.levels = self.spectra / total, self.levels * total.T
-        for summed, frames in ((2, slice(None)), (1, self.audible)):  # over bins for a; for c over frames
-            heard, inverse = self.gain * speech, self.variance(speech).reciprocal()
-            over, under = self.power * heard * inverse.square(), heard * inverse
-            ratio = over[:, frames].sum((0, summed)) / under[:, frames].sum((0, summed))
-            self.gain = (self.gain * ratio.sqrt().unsqueeze(summed - 1)).clamp_min(FLOOR)
+
+        def heard() -> tuple[Tensor, Tensor]:
+            share = self.gain * speech / self.variance(speech)
+            return (self.power * share / self.variance(speech)).sum(0), share.sum(0)
+
+        over, under = (x.sum(1, keepdim=True) for x in heard())
+        self.gain = self.gain * (over / under).sqrt()
+        over, under = (x[self.audible].sum(0) @ self.bands @ self.bands.T for x in heard())
+        self.gain = (self.gain * (over / under).sqrt()).clamp_min(FLOOR)
 
 
 def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:

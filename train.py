@@ -32,6 +32,7 @@ from minidvae.training.run import TrainingRun, begin, resume
 from minidvae.training.settings import SettingError
 
 CURVES_EVERY = 60  # seconds between two pictures of the training at least
+AHEAD = ("cuda",)  # devices that leave a core free to prepare the next batch while a step runs; a CPU does not
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
 
 
@@ -47,8 +48,8 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
     if processes.count() > 1:
         loss_of = DistributedDataParallel(loss_of)
     stop, clock, drawn = StopRequest(), Clock(progress.seconds), float("-inf")
-    # While a GPU is busy with a step, the next batch is prepared. A CPU's cores have enough to do with the step.
-    on_cpu, loader, upcoming, unread = run.device.type == "cpu", ThreadPoolExecutor(1), None, []
+    # The next batch is prepared in one thread: several and those of the step wait on each other
+    loader, upcoming, unread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)), None, []
     quiet = processes.rank() > 0 or None  # None: where no terminal shows it
     bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=quiet)
 
@@ -59,7 +60,7 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         prepared = upcoming and upcoming.result()
         model.before_step(batches, optimiser, step)
         batch = batches(step) if prepared is None else prepared
-        upcoming = None if on_cpu or reporting else loader.submit(batches, step + 1)
+        upcoming = loader.submit(batches, step + 1) if run.device.type in AHEAD and not reporting else None
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate_at(step) * group.get("rate", 1.0)
 
@@ -70,7 +71,7 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
         unread.append(terms | {"gradient norm": norm, "stop": torch.full_like(norm, float(stop.requested))})
         stopping = False  # a GPU is not waited for at every step: what it found is read at reports
-        if on_cpu or reporting or (stop.requested and processes.count() == 1):
+        if run.device.type == "cpu" or reporting or (stop.requested and processes.count() == 1):
             for terms in read_terms(unread, run, step):
                 del terms["gradient norm"]
                 stopping = terms.pop("stop") > 0  # any process was asked to

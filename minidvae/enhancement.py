@@ -41,7 +41,7 @@ BLOCK, OVERLAP = 10 * audio.SAMPLE_RATE, audio.SAMPLE_RATE  # samples enhanced a
 DEFAULT = "light_dvae-librispeech"  # the model
 QUIET = 0.2  # of the frames, in each bin, are taken for noise at first
 BANDS, KNEE = 20, 300  # of a microphone's response: even over log(1 + f/KNEE), Hz
-FLOOR = 1e-10  # of the noise and of gains; a recording has a peak of 1
+FLOOR = 1e-10  # of the noise; a recording has a peak of 1
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,14 @@ class Observation:
         self.spectra, self.levels = self.spectra / total, self.levels * total.T
 
         def heard() -> tuple[Tensor, Tensor]:
-            share = self.gain * speech / self.variance(speech)
-            return (self.power * share / self.variance(speech)).sum(0), share.sum(0)
+            inverse = self.variance(speech).reciprocal()
+            share = self.gain * speech * inverse
+            return (self.power * share * inverse).sum(0), share.sum(0)
 
         over, under = (x.sum(1, keepdim=True) for x in heard())
         self.gain = self.gain * (over / under).sqrt()
         over, under = (x[self.audible].sum(0) @ self.bands @ self.bands.T for x in heard())
-        self.gain = (self.gain * (over / under).sqrt()).clamp_min(FLOOR)
+        self.gain = (self.gain * (over / under).sqrt()).clamp_min(1e-20)  # 0 would make 0/0 of the next one
 
 
 def log_prior(z: Tensor, p: Gaussian | None) -> Tensor:
@@ -237,7 +238,7 @@ def improve(e_step: Latents | Inference, observation: Observation, estimate: Ten
 @torch.no_grad()
 def encoder_gains(model: DVAE, observation: Observation, generator: torch.Generator) -> Tensor:
     """Wiener gains (frames, bins) from what the encoder says at once. It is asked three times, of a cleaner estimate
-    each time, with three M-steps after each, whose noise is not kept."""
+    each time, with three M-steps after each, whose noise and gains are not kept."""
     observation, estimate = copy.copy(observation), observation.first_estimate()
     for _ in range(3):
         latents = posterior_means(model, estimate, generator)

@@ -56,15 +56,17 @@ def test_the_m_step_never_raises_the_objective(chains, hold, seed):
 
 def test_the_response_of_a_microphone_is_found():
     """Speech that lies on its model but for a curve over frequency."""
-    frames, bins, random = 300, 9, seeded()
+    frames, bins, random = 300, 65, seeded()
     speech = torch.randn(1, frames, bins, generator=random, dtype=torch.float64).mul(2).exp()
     curve = torch.linspace(-2, 2, bins, dtype=torch.float64)
     power = 1e-3 * speech[0] * curve.exp() * torch.empty_like(speech[0]).exponential_(generator=random)
     observation = Observation(power, 1, 4, random)
     for _ in range(200):
         observation.update(speech)
-    found = observation.gain.log().mean(0)
-    assert (found - found.mean() - curve).abs().max() < 0.5
+    found, band = observation.gain.log().mean(0), observation.bands.argmax(1)
+    found, expected = (torch.stack([x[band == k].mean() for k in band.unique()]) for x in (found, curve))
+    assert (found - expected - (found - expected).mean()).abs().max() < 0.3
+    assert all(observation.gain[0, band == k].unique().numel() == 1 for k in band.unique())
 
 
 @pytest.mark.parametrize("name", DVAES)
@@ -277,7 +279,7 @@ def test_silence_at_the_end_changes_little():
     noisy = torch.randn(4_000, generator=seeded()) * (1 + torch.arange(4_000) // 1_000 % 2)
     alone, _ = enhance_speech(model, stft, noisy, settings)
     padded, _ = enhance_speech(model, stft, torch.cat([noisy, torch.zeros(4_000)]), settings)
-    assert si_sdr(padded[:4_000].numpy(), alone.numpy()) > 10
+    assert si_sdr(padded[:4_000].numpy(), alone.numpy()) > 20
 
 
 def test_baselines(speech):

@@ -91,7 +91,7 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return resample_poly(waveform, up, down, window=window).astype(np.float32)
 
 
-@lru_cache
+@lru_cache(32)
 def low_pass(factor: int) -> np.ndarray:
     """A filter that keeps 1/factor of the frequencies: `resample_poly`'s own, which it designs anew at every call."""
     return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0))

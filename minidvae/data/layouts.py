@@ -28,11 +28,11 @@ LAYOUTS = {
 }
 # Splits are told by how the name of their folder starts.
 SPLITS = {"tr": "train", "si_tr": "train", "de": "dev", "va": "dev", "si_dt": "dev", "te": "test", "si_et": "test"}
-# Whose sounds a page with them passes on. The others are licensed to who has bought them.
+# Whose sounds a page passes on. Of manifests, pairs and noise it does not know.
 LICENCES = {
     "LibriSpeech": "LibriSpeech (V. Panayotov, G. Chen, D. Povey, S. Khudanpur, 2015), CC BY 4.0",
     "VoiceBank": "VoiceBank-DEMAND (C. Valentini-Botinhao, 2017), CC BY 4.0",
-} | dict.fromkeys(("TIMIT", "WSJ0", "Aurora-4"), "a corpus whose licence does not allow to publish this page")
+} | dict.fromkeys(("TIMIT", "WSJ0", "Aurora-4"), "licensed to its buyer: not to be published")
 VOICEBANK_DEV = ("p226", "p287")
 TIMIT_TEST = """mdab0 mwbt0 felc0 mtas1 mwew0 fpas0 mjmp0 mlnt0 fpkt0 mlll0 mtls0 fjlm0 mbpm0 mklt0 fnlp0 mcmj0 mjdh0
     fmgd0 mgrt0 mnjm0 fdhc0 mjln0 mpam0 fmld0""".split()  # the core test set

@@ -79,8 +79,7 @@ def row(utterances: list[dict], snr: float | None) -> list[str]:
     """The cells of a table's row: means over the recordings of one ratio."""
     chosen = [{"rtf": np.nan} | utterance for utterance in utterances if utterance["snr"] == snr]
     summary = metrics.summary({name: utterance[name] for name in (*COLUMNS, "rtf")} for utterance in chosen)
-    parts = [(*(summary[name][key] for key in ("mean", "standard_error")), d) for name, (_, d) in COLUMNS.items()]
-    return [report.mean_and_error(*part) for part in parts] + [report.number(summary["rtf"]["mean"], ".2f")]
+    return [*report.summary_cells(summary, COLUMNS), report.number(summary["rtf"]["mean"], ".2f")]
 
 
 def evaluate_run(run: Run, options: Options, mixtures: list[Mixture]) -> dict:

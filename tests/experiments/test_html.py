@@ -241,4 +241,4 @@ def test_the_licence_of_speech_is_named(tmp_path):
         run.corpus = SimpleNamespace(layout=layout)
     html.write(tmp_path / "page.html", "", [section("resynthesis", *runs)])
     told = [text for text in Page(tmp_path / "page.html").words if text.startswith("Speech: ")]
-    assert len(told) == 2 and "CC BY 4.0" in told[0] and "does not allow" in told[1]
+    assert len(told) == 2 and "CC BY 4.0" in told[0] and "not to be published" in told[1]

@@ -124,6 +124,16 @@ def test_interrupted_run_resumes_bit_for_bit(speech):
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.parametrize("model", ["vae", "fhvae"])
+def test_batches_prepared_ahead_are_the_same(model, speech, monkeypatch):
+    """As on a GPU, where a thread prepares them while a step runs."""
+    settings = ["frames=20", "report=4", "batch=4", *(["width=8", "shift=5"] if model == "fhvae" else [])]
+    for run, devices in (("one", ()), ("two", ("cpu",))):
+        monkeypatch.setattr(train_script, "AHEAD", devices)
+        assert train(speech, "--steps", 8, "--set", *settings, model=model, run=run) == 0
+    assert log("one") == log("two")
+
+
 def test_resuming_after_a_kill_between_reports(speech):
     """kill -9 loses what came after the last report; the log must not hold any of it twice."""
     assert train(speech, "--steps", 8, "--set", *TINY, "schedule=constant") == 0

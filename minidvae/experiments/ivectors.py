@@ -237,7 +237,8 @@ def train_total_variability(
             average = average + moments.sum(0)
         first = first.unflatten(1, (components, d)).permute(1, 0, 2)
         loading = loading.clone()
-        loading[present] = torch.linalg.solve(_unpack(second[present], dimension), first[present]).mT
+        factors = torch.linalg.cholesky(_unpack(second[present], dimension))
+        loading[present] = torch.cholesky_solve(first[present], factors).mT
         loading = loading @ torch.linalg.cholesky(_unpack(average / utterances, dimension))
     return loading
 

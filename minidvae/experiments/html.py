@@ -17,7 +17,6 @@ import soundfile
 import torch
 
 from ..data.audio import SAMPLE_RATE, STFT, load
-from ..data.corpus import CONDITIONS_OF
 from ..data.layouts import LICENCES
 from ..files import write_text
 from ..training.settings import SettingError
@@ -91,7 +90,7 @@ def collect(section: dict) -> dict:
                 into = groups[name]["pictures"] if name in groups else pictures
                 into[content] = name + of_run * (content not in into)
     shown = {"traversals": walks, "pictures": [picture(image, caption=text) for image, text in pictures.items()]}
-    layouts = {run.corpus.layout.removeprefix(CONDITIONS_OF) for run in section["runs"] if run.corpus}
+    layouts = {run.corpus.without_conditions().layout for run in section["runs"] if run.corpus is not None}
     shown |= {"blocks": blocks(section["printed"]), "licences": sorted({*map(LICENCES.get, layouts)} - {None})}
     return section | shown | {"groups": [], "waiting": list(groups.values())}
 

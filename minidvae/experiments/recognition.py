@@ -87,7 +87,7 @@ def pronunciations(run: Run, training: Corpus, lexicon: Path | None) -> list[tup
     symbols, entries, known = set(run.model.config.symbols), [], set()
     if lexicon:
         entries = read_lexicon(lexicon)
-    elif run.corpus.layout.removeprefix(CONDITIONS_OF) == "built-in":
+    elif run.corpus.without_conditions().layout == "built-in":
         entries = list(synthetic.LEXICON.items())
     if run.recipe.targets == "characters":
         words = {word for word, _ in entries}.union(*(words_of(u.text) for u in training.utterances))

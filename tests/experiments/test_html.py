@@ -16,6 +16,7 @@ from cli import ROOT, call, evaluate_script, surroundings, train_script  # noqa:
 from PIL import Image
 
 from minidvae.data import audio
+from minidvae.data.corpus import Corpus
 from minidvae.experiments import html, report
 
 TINY = ["width=16", "feedforward=32", "layers=1", "w_embedding=8", "w_hidden=8", "frames=20", "batch=4", "report=4"]
@@ -238,7 +239,8 @@ def test_the_licence_of_speech_is_named(tmp_path):
     layouts = ("LibriSpeech", "conditions:TIMIT", "folder")
     runs = [run_with(tmp_path / layout, {}) for layout in layouts]
     for run, layout in zip(runs, layouts, strict=True):
-        run.corpus = SimpleNamespace(layout=layout)
+        samples = np.zeros(1, np.int16)
+        run.corpus = Corpus("", layout, (), samples, clean=samples if ":" in layout else None)
     html.write(tmp_path / "page.html", "", [section("resynthesis", *runs)])
     told = [text for text in Page(tmp_path / "page.html").words if text.startswith("Speech: ")]
     assert len(told) == 2 and "CC BY 4.0" in told[0] and "not to be published" in told[1]

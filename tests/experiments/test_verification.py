@@ -353,6 +353,20 @@ def test_total_variability_finds_a_planted_subspace():
     torch.testing.assert_close(second, torch.eye(dimension, dtype=second.dtype), atol=0.05, rtol=0)
 
 
+def test_i_vectors_in_two_threads_are_those_of_one():
+    """As long as they come: LU of a batch of such matrices fails in two threads of torch 2.13."""
+    generator, before, loadings = torch.Generator().manual_seed(0), torch.get_num_threads(), []
+    counts = 30 * torch.rand(12, 4, generator=generator)
+    statistics = (counts, counts[..., None] * torch.randn(12, 4, 5, generator=generator))
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            loadings.append(ivectors.train_total_variability(statistics, 200, iterations=2))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*loadings)
+
+
 def test_blocks_of_utterances_change_nothing(monkeypatch):
     """Fails where a block is dropped or weighs otherwise."""
     generator = torch.Generator().manual_seed(0)

@@ -21,46 +21,61 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from minidvae import command_line, processes
-from minidvae.command_line import SOURCES_OF_SPEECH, Parser, check_seed, choose_device, has_bf16
-from minidvae.experiments import figures
+from minidvae import cli
+from minidvae.cli import SOURCES_OF_SPEECH, Parser, check_seed, choose_device, has_bf16
+from minidvae.evaluation import figures
+from minidvae.files import CheckpointError
 from minidvae.models import MODELS
-from minidvae.models.parameters import CheckpointError
+from minidvae.training import distributed
+from minidvae.training.config import RECIPES, SettingError
 from minidvae.training.muon import Muon
-from minidvae.training.recipes import RECIPES
 from minidvae.training.run import TrainingRun, begin, resume
-from minidvae.training.settings import SettingError
 
 CURVES_EVERY = 60  # seconds between two pictures of the training at least
-AHEAD = ("cuda",)  # devices that leave a core free to prepare the next batch while a step runs; a CPU does not
+AHEAD = (
+    "cuda",
+)  # devices that leave a core free to prepare the next batch while a step runs; a CPU does not
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
 
 
 def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
     model, recipe, progress = run.model.train(), run.recipe, run.progress
     optimiser = OPTIMISERS[recipe.optimiser](
-        model.parameter_groups(batches), betas=recipe.betas, eps=recipe.epsilon, weight_decay=recipe.weight_decay
+        model.parameter_groups(batches),
+        betas=recipe.betas,
+        eps=recipe.epsilon,
+        weight_decay=recipe.weight_decay,
     )
     if run.resumed:
         run.load_optimiser(optimiser)
     same_noise = {"fallback_random": True}  # as it is drawn without compiling
     loss_of = Loss(torch.compile(model.loss, options=same_noise) if compiled else model.loss, model)
-    if processes.count() > 1:
+    if distributed.count() > 1:
         loss_of = DistributedDataParallel(loss_of)
     stop, clock, drawn = StopRequest(), Clock(progress.seconds), float("-inf")
     # The next batch is prepared in one thread: several and those of the step wait on each other
-    loader, upcoming, unread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)), None, []
-    quiet = processes.rank() > 0 or None  # None: where no terminal shows it
-    bar = tqdm(total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=quiet)
+    loader, upcoming, unread = (
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)),
+        None,
+        [],
+    )
+    quiet = distributed.rank() > 0 or None  # None: where no terminal shows it
+    bar = tqdm(
+        total=recipe.steps, initial=progress.step, desc=run.plan.model, unit="step", disable=quiet
+    )
 
-    while progress.step < recipe.steps and not (recipe.patience and progress.waited >= recipe.patience):
+    while progress.step < recipe.steps and not (
+        recipe.patience and progress.waited >= recipe.patience
+    ):
         step = progress.step
         reporting = (step + 1) % recipe.report == 0 or step + 1 == recipe.steps
         torch.manual_seed(seed_of(run.plan.seed, step))
         prepared = upcoming and upcoming.result()
         model.before_step(batches, optimiser, step)
         batch = batches(step) if prepared is None else prepared
-        upcoming = loader.submit(batches, step + 1) if run.device.type in AHEAD and not reporting else None
+        upcoming = (
+            loader.submit(batches, step + 1) if run.device.type in AHEAD and not reporting else None
+        )
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate_at(step) * group.get("rate", 1.0)
 
@@ -69,13 +84,17 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or float("inf"))
-        unread.append(terms | {"gradient norm": norm, "stop": torch.full_like(norm, float(stop.requested))})
+        unread.append(
+            terms | {"gradient norm": norm, "stop": torch.full_like(norm, float(stop.requested))}
+        )
         stopping = False  # a GPU is not waited for at every step: what it found is read at reports
-        if run.device.type == "cpu" or reporting or (stop.requested and processes.count() == 1):
+        if run.device.type == "cpu" or reporting or (stop.requested and distributed.count() == 1):
             for terms in read_terms(unread, run, step):
                 del terms["gradient norm"]
                 stopping = terms.pop("stop") > 0  # any process was asked to
-                progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in terms.items()}
+                progress.sums = {
+                    name: progress.sums.get(name, 0.0) + value for name, value in terms.items()
+                }
             unread = []
         optimiser.step()
 
@@ -84,7 +103,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
         clock.count(batch)
         bar.update()
         if compiled and clock.steps == 1:
-            bar.write(f"The first step took {clock.now() - progress.seconds:.1f} s, compiling included.")
+            bar.write(
+                f"The first step took {clock.now() - progress.seconds:.1f} s, compiling included."
+            )
         if reporting:
             rate, dev = clock.frames_per_second(), development_loss(run, held_out, step)
             progress.seconds = clock.now()
@@ -97,7 +118,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
                 "seconds": round(progress.seconds, 1),
             }
             better = dev["loss"] < progress.best
-            progress.best, progress.waited = (dev["loss"], 0) if better else (progress.best, progress.waited + 1)
+            progress.best, progress.waited = (
+                (dev["loss"], 0) if better else (progress.best, progress.waited + 1)
+            )
             progress.sums, progress.count = {}, 0
             if better:
                 run.save("best.pt")
@@ -113,7 +136,9 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
             run.save("last.pt", optimiser=optimiser.state_dict())
         if stopping:
             bar.close()
-            print(f"Stopped after step {progress.step}. Go on with: python train.py --resume --run {run.folder}")
+            print(
+                f"Stopped after step {progress.step}. Go on with: python train.py --resume --run {run.folder}"
+            )
             raise SystemExit(130)
     bar.close()
     if run.reports:
@@ -124,10 +149,10 @@ def train(run: TrainingRun, batches, held_out, compiled: bool) -> None:
 def development_loss(run: TrainingRun, held_out, step: int) -> dict[str, float]:
     """The terms of the loss over the development split, the same noise every time."""
     run.model.eval()
-    sums, everyone = Counter(), processes.count()
-    with processes.each_apart():
+    sums, everyone = Counter(), distributed.count()
+    with distributed.each_apart():
         for number, (batch, count) in enumerate(held_out.development(run.model)):
-            if number % everyone == processes.rank():
+            if number % everyone == distributed.rank():
                 torch.manual_seed(seed_of(run.plan.seed, -1 - number))
                 with autocast(run):
                     _, terms = run.model.loss(batch)
@@ -135,22 +160,28 @@ def development_loss(run: TrainingRun, held_out, step: int) -> dict[str, float]:
                 sums.update({name: value * count for name, value in values.items()})
                 sums["examples"] += count
     run.model.train()
-    totals = processes.total(torch.tensor(list(sums.values()), dtype=torch.float64, device=run.device)).tolist()
+    totals = distributed.total(
+        torch.tensor(list(sums.values()), dtype=torch.float64, device=run.device)
+    ).tolist()
     sums = dict(zip(sums, totals, strict=True))
     return {name: value / sums["examples"] for name, value in sums.items() if name != "examples"}
 
 
-def read_terms(steps: list[dict[str, torch.Tensor]], run: TrainingRun, last: int) -> list[dict[str, float]]:
-    """The terms of some steps up to `last` as numbers, means over the processes. Raises CheckpointError at the first
+def read_terms(
+    steps: list[dict[str, torch.Tensor]], run: TrainingRun, last: int
+) -> list[dict[str, float]]:
+    """The terms of some steps up to `last` as numbers, means over the distributed. Raises CheckpointError at the first
     that is not finite."""
     table = torch.stack([torch.stack(list(terms.values())) for terms in steps])
-    rows = (processes.total(table) / processes.count()).tolist()
+    rows = (distributed.total(table) / distributed.count()).tolist()
     found = [dict(zip(steps[0], row, strict=True)) for row in rows]
     for step, values in enumerate(found, start=last + 1 - len(steps)):
         for name in sorted(values, key=lambda name: name == "loss"):  # a cause before the sum
             if not abs(values[name]) < float("inf"):
                 kept = run.folder / "last.pt" if (run.folder / "last.pt").exists() else "none yet"
-                raise CheckpointError(f"step {step}: {name} is {values[name]}; stopped. Last good checkpoint: {kept}")
+                raise CheckpointError(
+                    f"step {step}: {name} is {values[name]}; stopped. Last good checkpoint: {kept}"
+                )
     return found
 
 
@@ -166,7 +197,9 @@ def autocast(run: TrainingRun) -> torch.autocast:
 def describe(report: dict, steps: int) -> str:
     parts = [f"step {report['step']:>6}/{steps}", f"{report['seconds']:7.1f} s"]
     for part in ("train", "dev"):
-        parts.append(f"{part} " + "  ".join(f"{name} {value:.4g}" for name, value in report[part].items()))
+        parts.append(
+            f"{part} " + "  ".join(f"{name} {value:.4g}" for name, value in report[part].items())
+        )
     return "   ".join(parts)
 
 
@@ -195,7 +228,7 @@ class Clock:
     def count(self, batch) -> None:
         """batch: spectra (batch, frames, bins), or a tuple with features `x` of this shape."""
         self.steps += 1
-        self.frames += processes.count() * getattr(batch, "x", batch).shape[:2].numel()
+        self.frames += distributed.count() * getattr(batch, "x", batch).shape[:2].numel()
 
     def frames_per_second(self) -> float:
         return self.frames / (self.now() - self.since)
@@ -221,18 +254,30 @@ def main() -> None:
         "the dataclass at the top of each model's file.",
     )
     parser.add_argument("--model", help=f"one of {', '.join(MODELS)}")
-    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (default: the paper's on a GPU, else quick)")
+    parser.add_argument(
+        "--recipe", help=f"one of {', '.join(RECIPES)} (default: the paper's on a GPU, else quick)"
+    )
     parser.add_argument("--data", help=f"{SOURCES_OF_SPEECH} (default: built-in)")
-    parser.add_argument("--run", type=Path, help="folder for the results (default: a new one in runs/)")
+    parser.add_argument(
+        "--run", type=Path, help="folder for the results (default: a new one in runs/)"
+    )
     parser.add_argument("--steps", type=int, help="length of training (default: the recipe's)")
-    parser.add_argument("--init", type=Path, help="start from this run, published model or model that ships")
-    parser.add_argument("--seed", type=int, help="of the parameters, the batches and the noise (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)")
+    parser.add_argument(
+        "--init", type=Path, help="start from this run, published model or model that ships"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="of the parameters, the batches and the noise (default: 0)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default: auto)"
+    )
     precision = "of matrix products; auto: bf16 where the chip has instructions for it (default: fp32, on a GPU TF32)"
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), help=precision)
     compiled = "torch.compile of the loss; the graph breaks at recurrent layers (default: off)"
     parser.add_argument("--compile", action="store_true", help=compiled)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run (default: the newest)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --run (default: the newest)"
+    )
     settings = {"action": "extend", "default": [], "metavar": "KEY=VALUE"}
     parser.add_argument("--set", nargs="+", **settings, help="settings of recipe or model")
     args = parser.parse_args()
@@ -240,13 +285,13 @@ def main() -> None:
     if args.steps is not None and args.steps < 1:
         raise SettingError(f"--steps {args.steps}: expected at least 1")
     check_seed(args.seed or 0)
-    device = processes.join(choose_device(args.device))
-    if processes.rank() > 0:
+    device = distributed.join(choose_device(args.device))
+    if distributed.rank() > 0:
         sys.stdout = open(os.devnull, "w")
     if args.precision == "auto":
         args.precision = "bf16" if has_bf16(device) else "fp32"
     run = (resume if args.resume else begin)(args, device)
-    with processes.first_alone():
+    with distributed.first_alone():
         batches, held_out = run.sources()
     if not run.resumed:
         run.model.fit(batches, fresh=not run.plan.init)
@@ -259,14 +304,20 @@ def main() -> None:
         f"{run.recipe.steps} steps of"
     )
     print(f"{batches.size} out of {minutes:.1f} minutes. Results: {run.folder}/")
-    if run.plan.precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+    if (
+        run.plan.precision == "bf16"
+        and device.type == "cpu"
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    ):
         print("bf16 is many times slower than fp32 on this CPU, which has no instructions for it.")
     if batches.skipped:
         print(f"{batches.skipped} utterances are {batches.unused} and are not used.")
     train(run, batches, held_out, args.compile)
-    processes.leave()
-    print(f"Finished: {run.folder}/ (curves.png shows the training). Next: python evaluate.py {run.folder}")
+    distributed.leave()
+    print(
+        f"Finished: {run.folder}/ (curves.png shows the training). Next: python evaluate.py {run.folder}"
+    )
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -23,8 +23,8 @@ from minidvae.data.corpus import Corpus, Utterance
 from minidvae.models import build_model
 from minidvae.models.recurrent import LSTM
 from minidvae.models.segments import SegmentBatch
-from minidvae.training.recipes import resolve
-from minidvae.training.segments import FeatureSegments
+from minidvae.training.run import resolve
+from minidvae.training.segment_batches import FeatureSegments
 
 
 class ReferenceLSTM(LSTM):
@@ -40,7 +40,12 @@ class ScannedLSTM(LSTM):
     forward = LSTM.scan
 
 
-PATHS = {"reference": ReferenceLSTM, "nn.LSTM": LibraryLSTM, "lstm_scan": ScannedLSTM, "shipped": LSTM}
+PATHS = {
+    "reference": ReferenceLSTM,
+    "nn.LSTM": LibraryLSTM,
+    "lstm_scan": ScannedLSTM,
+    "shipped": LSTM,
+}
 ROWS = 2000
 
 
@@ -48,7 +53,9 @@ def model_by(path: type[LSTM], device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     model = build_model("fhvae", sequences=ROWS, z1_latent=32, z2_latent=32)
     for part in (model.encoder_z1, model.encoder_z2, model.decoder):
-        part.network = path(part.network.input_size, part.network.hidden_size, part.network.num_layers)
+        part.network = path(
+            part.network.input_size, part.network.hidden_size, part.network.num_layers
+        )
     return model.to(device)
 
 
@@ -61,17 +68,27 @@ def measure_step(device: torch.device, repeats: int) -> None:
     x, row = torch.randn(256, 20, 80, device=device), torch.randint(ROWS, (256,), device=device)
     batch = SegmentBatch(x, torch.full((256,), 20.0, device=device), row)
     models = {name: model_by(path, device) for name, path in PATHS.items()}
-    medians = median_seconds({name: lambda m=model: step(m, batch) for name, model in models.items()}, device, repeats)
+    medians = median_seconds(
+        {name: lambda m=model: step(m, batch) for name, model in models.items()}, device, repeats
+    )
     print("\nstep of 256 × 20 frames:")
     table = Table("path", "ms", "× reference", path=9)
     for path, median in medians.items():
-        table.add({"path": path, "ms": f"{1e3 * median:.1f}", "× reference": f"{medians['reference'] / median:.2f}"})
+        table.add(
+            {
+                "path": path,
+                "ms": f"{1e3 * median:.1f}",
+                "× reference": f"{medians['reference'] / median:.2f}",
+            }
+        )
 
 
 def simulated(sequences: int) -> Corpus:
     noise = np.random.default_rng(0).integers(-9000, 9000, 16_000, dtype=np.int16)
     length = len(noise)
-    utterances = (Utterance(str(i), str(i), "train", 0, length, (0, length)) for i in range(sequences))
+    utterances = (
+        Utterance(str(i), str(i), "train", 0, length, (0, length)) for i in range(sequences)
+    )
     return Corpus("simulated", "manifest", tuple(utterances), noise)
 
 
@@ -91,7 +108,11 @@ def measure_memory(device: torch.device, sequences: int, rows: int) -> dict:
 
     steps()
     table = f"{rows:,} rows" if rows else "full"
-    return {"sequences": f"{sequences:,}", "table": table, "MiB": f"{peak_mebibytes(steps, device):.0f}"}
+    return {
+        "sequences": f"{sequences:,}",
+        "table": table,
+        "MiB": f"{peak_mebibytes(steps, device):.0f}",
+    }
 
 
 def main() -> None:

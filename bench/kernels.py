@@ -45,10 +45,26 @@ LATENT = 16
 PASSES = ("forward", "forward + backward")
 TOLERANCE = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 5e-2}  # of the largest value, over 150 frames
 SWEEP = {
-    "cuda": {"batch": (32, 128, 256), "frames": (20, 100, 150), "bins": (80, 257, 513), "hidden": (128, 256, 512)},
+    "cuda": {
+        "batch": (32, 128, 256),
+        "frames": (20, 100, 150),
+        "bins": (80, 257, 513),
+        "hidden": (128, 256, 512),
+    },
     "cpu": {"batch": (32,), "frames": (150,), "bins": (257,), "hidden": (128,)},
 }
-COLUMNS = ("operation", "precision", "shape", "pass", "path", "ms", "GB/s", "% of copy", "TFLOP/s", "speed-up")
+COLUMNS = (
+    "operation",
+    "precision",
+    "shape",
+    "pass",
+    "path",
+    "ms",
+    "GB/s",
+    "% of copy",
+    "TFLOP/s",
+    "speed-up",
+)
 WIDTHS = {"operation": 20, "shape": 26, "pass": 18, "path": 13, "ms": 12}
 NOT_MEASURED = "not measured"
 
@@ -75,7 +91,10 @@ class Case:
         if self.operation in LOSSES:
             return [torch.tensor(1 / self.frames).to(o).expand(o.shape) for o in outputs]
         generator, dtype = torch.Generator(outputs[0].device).manual_seed(1), self.inputs[0].dtype
-        return [torch.randn(o.shape, generator=generator, dtype=dtype, device=o.device).to(o) for o in outputs]
+        return [
+            torch.randn(o.shape, generator=generator, dtype=dtype, device=o.device).to(o)
+            for o in outputs
+        ]
 
 
 def ours(module: ModuleType, device: torch.device) -> dict[str, Callable | None]:
@@ -88,16 +107,23 @@ def ours(module: ModuleType, device: torch.device) -> dict[str, Callable | None]
 # ---------------------------------------------------------------------------------------------------------- operations
 
 
-def loss_case(operation: str, batch: int, frames: int, columns: int, precision: str, device) -> Case:
+def loss_case(
+    operation: str, batch: int, frames: int, columns: int, precision: str, device
+) -> Case:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    inputs = [torch.randn(batch, frames, columns, device=device).to(dtype) for _ in range(LOSSES[operation])]
+    inputs = [
+        torch.randn(batch, frames, columns, device=device).to(dtype)
+        for _ in range(LOSSES[operation])
+    ]
     if operation == "is_divergence":
         inputs[0] = inputs[0].exp()
     for tensor in inputs[operation == "is_divergence" :]:
         tensor.requires_grad_()
     paths = ours(is_divergence if operation == "is_divergence" else gaussian_kl, device)
     paths["torch.compile"] = torch.compile(paths["reference"], dynamic=False)
-    return Case(operation, f"{batch} x {frames} x {columns}", precision, batch * frames, inputs, paths)
+    return Case(
+        operation, f"{batch} x {frames} x {columns}", precision, batch * frames, inputs, paths
+    )
 
 
 def lstm_case(operation: str, batch: int, frames: int, hidden: int, precision: str, device) -> Case:
@@ -132,7 +158,9 @@ def public_lstms(zeros: Tensor, frames: int) -> dict[str, Callable]:
         def flash(x, w_ih, w_hh, b_ih, b_hh):
             gates = F.linear(x, w_ih).view(batch, frames, 4, 1, hidden)
             bias, dtype = (b_ih + b_hh).view(4, 1, hidden), str(x.dtype).removeprefix("torch.")
-            return flashrnn(gates, w_hh.view(4, 1, hidden, hidden), bias, function="lstm", dtype=dtype)[0][0, :, :, 0]
+            return flashrnn(
+                gates, w_hh.view(4, 1, hidden, hidden), bias, function="lstm", dtype=dtype
+            )[0][0, :, :, 0]
 
         found["flashrnn"] = flash
     except ImportError:
@@ -142,18 +170,25 @@ def public_lstms(zeros: Tensor, frames: int) -> dict[str, Callable]:
 
         state = zeros[:, None].expand(-1, frames, -1).contiguous()
         first = torch.arange(frames, device=zeros.device).eq(0).expand(batch, -1).contiguous()
-        found["torchrl"] = lambda x, *weights: lstm_triton(x, state, state, *weights, first, x.dtype)[0]
+        found["torchrl"] = lambda x, *weights: lstm_triton(
+            x, state, state, *weights, first, x.dtype
+        )[0]
     except ImportError:
         pass
     return found
 
 
-def latent_arguments(operation: str, batch: int, frames: int, hidden: int, device) -> latent_scan.ScanArguments:
+def latent_arguments(
+    operation: str, batch: int, frames: int, hidden: int, device
+) -> latent_scan.ScanArguments:
     """As the model makes them; hidden: of an LSTM."""
     posterior_widths, transition_widths, has_lstm, has_gates = SCANS[operation]
 
     def layers(*widths: int) -> list[tuple[Tensor, Tensor]]:
-        made = [nn.Linear(inputs, outputs, device=device) for inputs, outputs in zip(widths, widths[1:], strict=False)]
+        made = [
+            nn.Linear(inputs, outputs, device=device)
+            for inputs, outputs in zip(widths, widths[1:], strict=False)
+        ]
         return [(layer.weight.detach(), layer.bias.detach()) for layer in made]
 
     def sequence(width: int) -> Tensor:
@@ -165,13 +200,23 @@ def latent_arguments(operation: str, batch: int, frames: int, hidden: int, devic
     state, lstm = [torch.zeros(batch, size, device=device)], []
     if has_lstm:
         ((w_ih, _),), ((w_hh, bias),) = layers(after, 4 * size), layers(size, 4 * size)
-        state, lstm = [(state[0], state[0].clone())], [lstm_scan.LSTMWeights(w_ih, w_hh, None if has_gates else bias)]
-    transition, gates = layers(LATENT, *transition_widths), sequence(4 * size) if has_gates else None
+        state, lstm = (
+            [(state[0], state[0].clone())],
+            [lstm_scan.LSTMWeights(w_ih, w_hh, None if has_gates else bias)],
+        )
+    transition, gates = (
+        layers(LATENT, *transition_widths),
+        sequence(4 * size) if has_gates else None,
+    )
     inputs, noise = sequence(len(first)), sequence(LATENT)
-    return latent_scan.ScanArguments(inputs, noise, state, first, posterior, transition, lstm, gates)
+    return latent_scan.ScanArguments(
+        inputs, noise, state, first, posterior, transition, lstm, gates
+    )
 
 
-def latent_case(operation: str, batch: int, frames: int, hidden: int, precision: str, device) -> Case:
+def latent_case(
+    operation: str, batch: int, frames: int, hidden: int, precision: str, device
+) -> Case:
     given = latent_arguments(operation, batch, frames, hidden, device)
     leaves, form = tree_flatten(given)
     inputs = [leaf.requires_grad_(leaf is not given.noise) for leaf in leaves if leaf is not None]
@@ -179,7 +224,9 @@ def latent_case(operation: str, batch: int, frames: int, hidden: int, precision:
     def call(scan: Callable) -> Callable:
         def of_tensors(*tensors):
             tensors = iter(tensors)
-            return scan(*tree_unflatten([None if leaf is None else next(tensors) for leaf in leaves], form))
+            return scan(
+                *tree_unflatten([None if leaf is None else next(tensors) for leaf in leaves], form)
+            )
 
         return of_tensors
 
@@ -195,16 +242,29 @@ def latent_case(operation: str, batch: int, frames: int, hidden: int, precision:
 
 
 def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]:
-    sweep = {name: getattr(arguments, name) or default for name, default in SWEEP[device.type].items()}
+    sweep = {
+        name: getattr(arguments, name) or default for name, default in SWEEP[device.type].items()
+    }
     for operation in arguments.operations:
         if operation in LOSSES:
-            builder, columns = loss_case, sweep["bins"] if operation == "is_divergence" else (LATENT,)
+            builder, columns = (
+                loss_case,
+                sweep["bins"] if operation == "is_divergence" else (LATENT,),
+            )
         elif operation == "lstm_scan":
             builder, columns = lstm_case, sweep["hidden"]
         else:
-            builder, columns = latent_case, sweep["hidden"] if SCANS[operation][2] else sweep["hidden"][:1]
+            builder, columns = (
+                latent_case,
+                sweep["hidden"] if SCANS[operation][2] else sweep["hidden"][:1],
+            )
         for precision in arguments.precision or (TOLERANCE if device.type == "cuda" else ("fp32",)):
-            if precision == "tf32" and operation in LOSSES or precision == "bf16" and operation in SCANS:
+            if (
+                precision == "tf32"
+                and operation in LOSSES
+                or precision == "bf16"
+                and operation in SCANS
+            ):
                 continue  # no matrix products; latent scans are in float32
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -226,7 +286,9 @@ def wanted(inputs: list[Tensor]) -> list[Tensor]:
 def results(case: Case, path: str, inputs: list[Tensor]) -> list[Tensor]:
     """What a path returns, and the gradients"""
     outputs = case.outputs(path, inputs)
-    return outputs + list(torch.autograd.grad(outputs, wanted(inputs), case.upstream(outputs), allow_unused=True))
+    return outputs + list(
+        torch.autograd.grad(outputs, wanted(inputs), case.upstream(outputs), allow_unused=True)
+    )
 
 
 def wrong(case: Case, path: str, exact: list[Tensor]) -> str:
@@ -246,7 +308,9 @@ def wrong(case: Case, path: str, exact: list[Tensor]) -> str:
 
 def device_copy(device: torch.device, repeats: int) -> float:
     """Bytes per second, read and written, of a copy larger than any cache."""
-    source = torch.empty(2**28 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
+    source = torch.empty(
+        2**28 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device
+    )
     target = source.clone()
     call, _ = captured(lambda: target.copy_(source), device)
     return 2 * source.numel() / median_seconds({"copy": call}, device, repeats, 0.01)["copy"]
@@ -256,15 +320,24 @@ def measure(case: Case, copy: float, repeats: int, device: torch.device) -> Iter
     """A row for each pass and path."""
     status = {path: "" if function else NOT_MEASURED for path, function in case.paths.items()}
     if device.type == "cuda":
-        double = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in case.inputs]
+        double = [
+            tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in case.inputs
+        ]
         exact = results(case, "reference", double)
         for path in [path for path, remark in status.items() if not remark]:
             try:
                 problem = wrong(case, path, exact)
-            except Exception as error:  # another package may fail in any way, and the rest is still of use
-                problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            except (
+                Exception
+            ) as error:  # another package may fail in any way, and the rest is still of use
+                problem = (
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                )
             if problem:
-                print(f"{case.operation} {case.shape} {case.precision}, {path}: {problem}", file=sys.stderr)
+                print(
+                    f"{case.operation} {case.shape} {case.precision}, {path}: {problem}",
+                    file=sys.stderr,
+                )
                 status[path] = "wrong"
         del exact, double
     with torch.no_grad():
@@ -276,9 +349,14 @@ def measure(case: Case, copy: float, repeats: int, device: torch.device) -> Iter
             case.outputs(path, case.inputs)
 
     def both(path: str) -> None:
-        torch.autograd.grad(case.outputs(path, case.inputs), differentiated, given, allow_unused=True)
+        torch.autograd.grad(
+            case.outputs(path, case.inputs), differentiated, given, allow_unused=True
+        )
 
-    moved = [sum(tensor.nbytes for tensor in tensors) for tensors in (case.inputs + outputs, differentiated + given)]
+    moved = [
+        sum(tensor.nbytes for tensor in tensors)
+        for tensors in (case.inputs + outputs, differentiated + given)
+    ]
     products = 2 * case.frames * case.weights
     passes = (forward, moved[0], products), (both, sum(moved), 3 * products)
     for name, (run, size, flops) in zip(PASSES, passes, strict=True):
@@ -291,7 +369,10 @@ def measure(case: Case, copy: float, repeats: int, device: torch.device) -> Iter
             row |= {"pass": name, "path": path, "ms": status[path]}
             if path in medians:
                 rate = size / medians[path]
-                row |= {"ms": f"{1e3 * medians[path]:.3f}{remarks[path]}", "GB/s": f"{rate / 1e9:.1f}"}
+                row |= {
+                    "ms": f"{1e3 * medians[path]:.3f}{remarks[path]}",
+                    "GB/s": f"{rate / 1e9:.1f}",
+                }
                 row |= {"% of copy": f"{100 * rate / copy:.0f}"}
                 if "reference" in medians:
                     row["speed-up"] = f"{medians['reference'] / medians[path]:.2f}"
@@ -330,13 +411,21 @@ def plot(rows: list[dict], path: Path) -> None:
 
     rows = [row for row in rows if row["pass"] == PASSES[1] and milliseconds(row["ms"]) is not None]
     panels = list(dict.fromkeys((row["operation"], row["precision"]) for row in rows))
-    figure, axes = plt.subplots(len(panels), 1, squeeze=False, layout="constrained", figsize=(9, 3 * len(panels)))
+    figure, axes = plt.subplots(
+        len(panels), 1, squeeze=False, layout="constrained", figsize=(9, 3 * len(panels))
+    )
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         mine = [row for row in rows if (row["operation"], row["precision"]) == panel]
         shapes = list(dict.fromkeys(row["shape"] for row in mine))
         for name in dict.fromkeys(row["path"] for row in mine):
             found = {row["shape"]: milliseconds(row["ms"]) for row in mine if row["path"] == name}
-            axis.plot([shapes.index(shape) for shape in found], list(found.values()), "o-", label=name, markersize=4)
+            axis.plot(
+                [shapes.index(shape) for shape in found],
+                list(found.values()),
+                "o-",
+                label=name,
+                markersize=4,
+            )
         axis.set(title=", ".join(panel), ylabel="ms", yscale="log")
         axis.set_xticks(range(len(shapes)), shapes, rotation=60, ha="right", fontsize=6)
         axis.legend(fontsize=7)
@@ -346,13 +435,17 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     options = parser(__doc__, resumable=True)
-    options.add_argument("--operations", nargs="+", default=OPERATIONS, choices=OPERATIONS, metavar="NAME")
+    options.add_argument(
+        "--operations", nargs="+", default=OPERATIONS, choices=OPERATIONS, metavar="NAME"
+    )
     for name, default in SWEEP["cpu"].items():
         text = f"default: {default[0]}; on a GPU {', '.join(map(str, SWEEP['cuda'][name]))}"
         options.add_argument(f"--{name}", nargs="+", type=positive, help=text)
     text = "default: fp32; on a GPU all that an operation has"
     options.add_argument("--precision", nargs="+", choices=TOLERANCE, help=text)
-    options.add_argument("--markdown", type=new_file, help="write a table of milliseconds to this file")
+    options.add_argument(
+        "--markdown", type=new_file, help="write a table of milliseconds to this file"
+    )
     options.add_argument("--plot", type=new_file, help="draw forward + backward to this file")
     arguments = options.parse_args()
     device = arguments.device

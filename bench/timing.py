@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a bench measures the checkout that it is in
 
-from minidvae.command_line import Parser  # noqa: E402
+from minidvae.cli import Parser  # noqa: E402
 from minidvae.files import atomic_write  # noqa: E402
 
 
@@ -34,7 +34,9 @@ def known_device(text: str) -> torch.device:
 
 def new_file(text: str) -> Path:
     if (path := Path(text)).is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} cannot be written: it is a folder, or in one that is not there")
+        raise argparse.ArgumentTypeError(
+            f"{path} cannot be written: it is a folder, or in one that is not there"
+        )
     return path
 
 
@@ -42,10 +44,14 @@ def parser(description: str, resumable: bool = False) -> argparse.ArgumentParser
     """With the options of every bench; `resumable`: --resume too."""
     found = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--repeats", type=positive, default=7)
-    found.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument(
+        "--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     found.add_argument("--csv", type=new_file, help="write the table to this file as well")
     if resumable:
-        found.add_argument("--resume", action="store_true", help="keep the rows that --csv has, measure the others")
+        found.add_argument(
+            "--resume", action="store_true", help="keep the rows that --csv has, measure the others"
+        )
     return found
 
 
@@ -79,7 +85,10 @@ def median_seconds(
 ) -> dict[str, float]:
     """Medians of calls that take turns within each repeat, after one call each; a turn is `at_least` so many seconds
     long."""
-    turns = {name: max(1, math.ceil(at_least / max(1e-9, seconds(call, device)))) for name, call in calls.items()}
+    turns = {
+        name: max(1, math.ceil(at_least / max(1e-9, seconds(call, device))))
+        for name, call in calls.items()
+    }
     times = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -144,14 +153,19 @@ class Table:
 
     def has(self, **cells) -> bool:
         """Whether one of the rows before has these cells."""
-        return any(all(row[name] == str(cell) for name, cell in cells.items()) for row in self.before)
+        return any(
+            all(row[name] == str(cell) for name, cell in cells.items()) for row in self.before
+        )
 
     def add(self, row: dict) -> None:
         self.rows.append(row)
         self.print(row)
 
     def print(self, row: dict) -> None:
-        print("  ".join(f"{row.get(column, '–'):>{width}}" for column, width in self.widths.items()), flush=True)
+        print(
+            "  ".join(f"{row.get(column, '–'):>{width}}" for column, width in self.widths.items()),
+            flush=True,
+        )
 
     def write(self, path: Path | None) -> None:
         if path is None:

@@ -46,7 +46,10 @@ def measure(name: str, batch: int, frames: int, repeats: int, device: torch.devi
         arguments = (FrameBatch(x, labels, torch.zeros(batch, dtype=torch.bool, device=device)),)
     else:
         model = build_model(name, bins=BINS).to(device)
-        arguments = (torch.rand(batch, frames, BINS, device=device), model.draw_noise(batch, frames))
+        arguments = (
+            torch.rand(batch, frames, BINS, device=device),
+            model.draw_noise(batch, frames),
+        )
     paths = {"shipped": model}
     if hasattr(model, "forward_reference"):
         paths["reference"] = one_frame_at_a_time(model)
@@ -54,9 +57,16 @@ def measure(name: str, batch: int, frames: int, repeats: int, device: torch.devi
     memory = {path: peak_mebibytes(call, device) for path, call in calls.items()}  # and the warm-up
     if device.type == "cuda":
         graphs = {path: captured(call, device) for path, call in calls.items()}
-        calls |= {f"{path} graphed": replay for path, (replay, remark) in graphs.items() if not remark}
+        calls |= {
+            f"{path} graphed": replay for path, (replay, remark) in graphs.items() if not remark
+        }
     medians = median_seconds(calls, device, repeats)
-    row = {"model": name, "batch": batch, "frames": frames, "frames/s": f"{batch * frames / medians['shipped']:.0f}"}
+    row = {
+        "model": name,
+        "batch": batch,
+        "frames": frames,
+        "frames/s": f"{batch * frames / medians['shipped']:.0f}",
+    }
     row |= {f"{path} ms": f"{1e3 * seconds:.2f}" for path, seconds in medians.items()}
     row |= {f"{path} MiB": f"{peak:.0f}" for path, peak in memory.items()}
     if "reference" in medians:
@@ -67,7 +77,9 @@ def measure(name: str, batch: int, frames: int, repeats: int, device: torch.devi
 def main() -> None:
     options = parser(__doc__, resumable=True)
     options.add_argument("--models", nargs="+", default=FAMILY, choices=MODELS, metavar="NAME")
-    options.add_argument("--batch", nargs="+", type=positive, help="default: 32; on a GPU 32, 128 and 512")
+    options.add_argument(
+        "--batch", nargs="+", type=positive, help="default: 32; on a GPU 32, 128 and 512"
+    )
     options.add_argument("--frames", type=positive, default=150)
     arguments = options.parse_args()
     device = arguments.device

@@ -22,9 +22,9 @@ import torch
 from timing import Table, describe, median_seconds, parser, positive, seconds, synchronise
 from torch import nn
 
-from minidvae.command_line import choose_device
+from minidvae.cli import choose_device
 from minidvae.data.audio import SAMPLE_RATE, STFT
-from minidvae.experiments.resynthesis import batches
+from minidvae.evaluation.resynthesis import batches
 from minidvae.models import build_model
 from minidvae.models.light_dvae import Attention, LigHTDVAE
 
@@ -46,8 +46,16 @@ def flops(model: LigHTDVAE, x: torch.Tensor) -> float:
         nonlocal total
         total += 3 * 2 * 2 * output.numel() * inputs[1].shape[1] // (1 + layer.causal)
 
-    hooks = [layer.register_forward_hook(linear) for layer in model.modules() if isinstance(layer, nn.Linear)]
-    hooks += [layer.register_forward_hook(attention) for layer in model.modules() if isinstance(layer, Attention)]
+    hooks = [
+        layer.register_forward_hook(linear)
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    hooks += [
+        layer.register_forward_hook(attention)
+        for layer in model.modules()
+        if isinstance(layer, Attention)
+    ]
     model.loss(x)
     for hook in hooks:
         hook.remove()
@@ -73,7 +81,9 @@ def training_step(name: str, arguments: argparse.Namespace, device: torch.device
         dtype = PRECISIONS[precision]
         calls[precision] = partial(step, model, model.loss, x, dtype)
         if arguments.compile:
-            calls[f"{precision} compiled"] = partial(step, model, torch.compile(model.loss), x, dtype)
+            calls[f"{precision} compiled"] = partial(
+                step, model, torch.compile(model.loss), x, dtype
+            )
         calls[f"{precision} product"] = partial(torch.matmul, a.to(dtype), b.to(dtype))
     medians = median_seconds(calls, device, arguments.repeats)
     rows = []
@@ -125,8 +135,12 @@ def main() -> None:
     options.add_argument("--models", nargs="+", default=models, choices=models, metavar="NAME")
     options.add_argument("--batch", type=positive, default=32)
     options.add_argument("--frames", type=positive, default=100)
-    options.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="NAME")
-    options.add_argument("--compile", action="store_true", help="time the step through torch.compile as well")
+    options.add_argument(
+        "--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, metavar="NAME"
+    )
+    options.add_argument(
+        "--compile", action="store_true", help="time the step through torch.compile as well"
+    )
     arguments = options.parse_args()
     device = choose_device(arguments.device)
     print(f"{describe(device)}; a step takes {arguments.batch} × {arguments.frames} frames\n")

@@ -20,7 +20,15 @@ import torch
 from timing import Table, parser, positive
 
 ROOT = Path(__file__).parents[1]
-COLUMNS = ("model", "base", "this", "processes", "this / base", "processes / base", "losses differ by")
+COLUMNS = (
+    "model",
+    "base",
+    "this",
+    "processes",
+    "this / base",
+    "processes / base",
+    "losses differ by",
+)
 
 
 def train(checkout: Path, processes: int, cache: Path, flags: list) -> tuple[float, float]:
@@ -28,7 +36,13 @@ def train(checkout: Path, processes: int, cache: Path, flags: list) -> tuple[flo
     with tempfile.TemporaryDirectory() as folder:
         start, environment = [sys.executable], os.environ | {"MINIDVAE_CACHE": str(cache)}
         if processes > 1:
-            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
+            start += [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={processes}",
+                "--",
+            ]
             environment["OMP_NUM_THREADS"] = "1"
         command = [*start, str(checkout / "train.py"), *map(str, flags), "--run", f"{folder}/run"]
         ran = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
@@ -45,27 +59,46 @@ def main() -> None:
     options.add_argument("base", type=Path, metavar="CHECKOUT")
     options.add_argument("--models", nargs="+", default=["vae", "rvae"], metavar="NAME")
     options.add_argument("--data", default="built-in", help="as of train.py (default: built-in)")
-    options.add_argument("--steps", type=positive, default=60, help="a third of them before the first report")
+    options.add_argument(
+        "--steps", type=positive, default=60, help="a third of them before the first report"
+    )
     for which in ("", "-base", "-this"):
         options.add_argument(f"--set{which}", nargs="+", default=[], metavar="KEY=VALUE")
     args = options.parse_args()
     devices = torch.cuda.device_count() if args.device.type == "cuda" else os.cpu_count()
-    table, checkouts = Table(*COLUMNS), {"base": args.base.absolute(), "this": ROOT, "processes": ROOT}
+    table, checkouts = (
+        Table(*COLUMNS),
+        {"base": args.base.absolute(), "this": ROOT, "processes": ROOT},
+    )
     own = {"base": args.set_base, "this": args.set_this, "processes": args.set_this}
     with tempfile.TemporaryDirectory() as caches:
         for model in args.models:
             found = {name: [] for name in checkouts}
             for _ in range(args.repeats):
                 for name, checkout in checkouts.items():
-                    flags = ["--model", model, "--data", args.data, "--recipe", "quick", "--steps", args.steps]
+                    flags = [
+                        "--model",
+                        model,
+                        "--data",
+                        args.data,
+                        "--recipe",
+                        "quick",
+                        "--steps",
+                        args.steps,
+                    ]
                     settings = [f"report={max(1, args.steps // 3)}", *args.set, *own[name]]
                     flags += ["--device", args.device, "--set", *settings]
                     processes = devices if name == "processes" else 1
                     found[name].append(train(checkout, processes, Path(caches, name), flags))
-            speeds = {name: statistics.median(speed for speed, _ in runs) for name, runs in found.items()}
+            speeds = {
+                name: statistics.median(speed for speed, _ in runs) for name, runs in found.items()
+            }
             base, this = (found[name][0][1] for name in ("base", "this"))
             row = {"model": model, **{name: f"{speed:.0f}" for name, speed in speeds.items()}}
-            row |= {f"{name} / base": f"{speeds[name] / speeds['base']:.2f}" for name in ("this", "processes")}
+            row |= {
+                f"{name} / base": f"{speeds[name] / speeds['base']:.2f}"
+                for name in ("this", "processes")
+            }
             table.add(row | {"losses differ by": f"{abs(this / base - 1):.1e}"})
             table.write(args.csv)
 

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 import minidvae
-from minidvae.command_line import run
+from minidvae.cli import run
 from minidvae.data import audio
-from minidvae.models.parameters import CheckpointError
+from minidvae.files import CheckpointError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder of a DVAE, or the name of one that ships")
     parser.add_argument("source", help="sound file, any rate and number of channels")
     parser.add_argument("target", help="wav file to write")
@@ -32,7 +34,9 @@ def main() -> None:
     waveform = audio.load(args.source)  # (samples,)
     peak = max(np.abs(waveform).max(), 1e-6)  # models are trained on max |s| = 1
     spectrum = stft.analyse(torch.from_numpy(waveform / peak))[None]  # complex, (1, frames, bins)
-    log_variance = model.resynthesise(spectrum.abs().square())  # (1, frames, bins), decoded from its own past
+    log_variance = model.resynthesise(
+        spectrum.abs().square()
+    )  # (1, frames, bins), decoded from its own past
     estimate = audio.resynthesise(log_variance, spectrum, stft, len(waveform))[0]
     audio.write(args.target, peak * estimate.numpy())
 

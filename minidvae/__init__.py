@@ -16,7 +16,7 @@ _PLACES = {
     "build_model": "minidvae.models",
     "load_run": "minidvae.training.checkpoint",
     "load_pretrained": "minidvae.training.checkpoint",
-    "enhance": "minidvae.enhancement",
+    "enhance": "minidvae.inference.enhance",
     "load_dvae_speech": "minidvae.models.published",
     "import_dvae_speech": "minidvae.models.published",
 }

@@ -16,11 +16,11 @@ import numpy as np
 import study
 import torch
 
-from minidvae.command_line import choose_device, run
+from minidvae.cli import choose_device, run
 from minidvae.data.audio import STFT
 from minidvae.data.corpus import Corpus, load_corpus
 from minidvae.data.crops import Windows
-from minidvae.experiments import figures, report, resynthesis
+from minidvae.evaluation import figures, report, resynthesis
 from minidvae.files import write_json
 from minidvae.kernels.is_divergence import is_divergence
 from minidvae.models.base import past
@@ -56,7 +56,9 @@ def divergences(model: LigHTDVAE, stft: STFT, frames: int, test: Corpus) -> dict
     samples, random = stft.samples(frames), np.random.default_rng(0)
     pieces = Windows(test, samples, stride=samples)
     numbers = np.linspace(0, len(pieces) - 1, min(len(pieces), PIECES)).astype(int)
-    speakers = np.array([test.utterances[pieces.utterances[row]].speaker for row in pieces.rows(numbers)])
+    speakers = np.array(
+        [test.utterances[pieces.utterances[row]].speaker for row in pieces.rows(numbers)]
+    )
     others = [np.flatnonzero(speakers != speaker) for speaker in speakers]
     other = [random.choice(some if len(some) else len(speakers)) for some in others]
     x = stft.power(pieces[numbers].to(model.output.weight.device))
@@ -71,7 +73,9 @@ def divergences(model: LigHTDVAE, stft: STFT, frames: int, test: Corpus) -> dict
         model.likelihood(z, w[other], x_past, places),
     )
     medians = [is_divergence(x, log_variance).median().item() for log_variance in log_variances]
-    return dict(zip(GIVEN, medians, strict=True)) | {FIRST: weight_on_first(model, z, w, x_past, places)}
+    return dict(zip(GIVEN, medians, strict=True)) | {
+        FIRST: weight_on_first(model, z, w, x_past, places)
+    }
 
 
 def weight_on_first(model: LigHTDVAE, *given: torch.Tensor) -> float:
@@ -87,7 +91,9 @@ def weight_on_first(model: LigHTDVAE, *given: torch.Tensor) -> float:
         first = scores.masked_fill(unseen, -math.inf).softmax(-1)[..., 0]
         weights.append(first[..., first.shape[-1] // 2 :].mean().item())
 
-    hooks = [block.cross_attention.register_forward_hook(weigh) for block in model.decoders[0].blocks]
+    hooks = [
+        block.cross_attention.register_forward_hook(weigh) for block in model.decoders[0].blocks
+    ]
     model.likelihood(*given)
     for hook in hooks:
         hook.remove()
@@ -119,27 +125,53 @@ def main() -> None:
     }
     runs = study.train_all(variants, args.runs, common)
     flags = study.evaluated(args)
-    results = {mode: study.evaluate_all(runs, ["--mode", flag, *flags]) for mode, flag in MODES.items()}
+    results = {
+        mode: study.evaluate_all(runs, ["--mode", flag, *flags]) for mode, flag in MODES.items()
+    }
     write_json(args.runs / "results.json", results)
-    print(f"\nAll numbers: {args.runs}/results.json. Past frames: GEN the model's own, GT the true ones.\n")
-    print(resynthesis.table({f"{mode} {title}": row for mode, rows in results.items() for title, row in rows.items()}))
+    print(
+        f"\nAll numbers: {args.runs}/results.json. Past frames: GEN the model's own, GT the true ones.\n"
+    )
+    print(
+        resynthesis.table(
+            {
+                f"{mode} {title}": row
+                for mode, rows in results.items()
+                for title, row in rows.items()
+            }
+        )
+    )
     print("\nThe paper's SI-SDR on VoiceBank, GEN and GT (values compare on that corpus only):")
-    print(report.table(["", *MODES], [[title, *map(str, pair)] for title, pair in PUBLISHED.items()]))
+    print(
+        report.table(["", *MODES], [[title, *map(str, pair)] for title, pair in PUBLISHED.items()])
+    )
 
     loaded = {title: load_run(folder, device) for title, folder in runs.items()}
     models = {title: model.eval() for title, (model, *_) in loaded.items()}
     _, stft, content = next(iter(loaded.values()))  # of all: they are trained with the same flags
     test = load_corpus(content["plan"]["data"], progress=False, note=lambda _: None).split("test")
-    test, frames = test.spread(args.limit) if args.limit else test, content["plan"]["recipe"]["frames"]
+    test, frames = (
+        test.spread(args.limit) if args.limit else test,
+        content["plan"]["recipe"]["frames"],
+    )
     read = {title: divergences(model, stft, frames, test) for title, model in models.items()}
     write_json(args.runs / "results.json", results | {"divergence": read})
-    rows = [[title, *(f"{row[name]:.0f}" for name in GIVEN), f"{row[FIRST]:.2f}"] for title, row in read.items()]
+    rows = [
+        [title, *(f"{row[name]:.0f}" for name in GIVEN), f"{row[FIRST]:.2f}"]
+        for title, row in read.items()
+    ]
     print(f"\n{report.table(['Itakura-Saito divergence of a frame', *GIVEN, FIRST], rows)}")
-    print("\nThe median over test frames. Where that of another costs nothing, the decoder does not read it, and a")
-    print("past that it does not read cannot lead it astray. Last, the weight of the cross-attention on the first")
+    print(
+        "\nThe median over test frames. Where that of another costs nothing, the decoder does not read it, and a"
+    )
+    print(
+        "past that it does not read cannot lead it astray. Last, the weight of the cross-attention on the first"
+    )
     print("frame, which of the past is zeros.")
     picture(models, stft, test, args.runs / "ablations.png")
-    print(f"\nThe start of a test utterance, on the left GEN, on the right GT: {args.runs}/ablations.png")
+    print(
+        f"\nThe start of a test utterance, on the left GEN, on the right GT: {args.runs}/ablations.png"
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 
 from study import arguments, evaluate_all, evaluated, train_all
 
-from minidvae.command_line import run
-from minidvae.experiments import report
+from minidvae.cli import run
+from minidvae.evaluation import report
 
 ARCHITECTURES = {"FC": ("fc", 512), "RNN": ("rnn", 256), "GRU": ("gru", 256), "LSTM": ("lstm", 256)}
 
@@ -18,7 +18,13 @@ def main() -> None:
     args, common = arguments(__doc__, "runs/architectures")
     variants = {}
     for title, (architecture, width) in ARCHITECTURES.items():
-        settings = [f"architecture={architecture}", f"width={width}", "alpha=0", "z1_latent=16", "z2_latent=16"]
+        settings = [
+            f"architecture={architecture}",
+            f"width={width}",
+            "alpha=0",
+            "z1_latent=16",
+            "z2_latent=16",
+        ]
         variants[title] = ["--model", "fhvae", "--set", *settings]
     runs = train_all(variants, args.runs, common)
     results = evaluate_all(runs, ["--task", "transformation", *evaluated(args)])

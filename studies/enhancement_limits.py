@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minidvae.command_line import Parser, run
+from minidvae.cli import Parser, run
 from minidvae.data import audio
 from minidvae.data.audio import STFT
 from minidvae.data.corpus import load_corpus
-from minidvae.enhancement import Latents, Observation, Settings, improve, load_dvae
-from minidvae.experiments import report
-from minidvae.experiments.enhancement import Mixture, clips_of, log_mmse, mix, oracle
-from minidvae.experiments.metrics import si_sdr
+from minidvae.evaluation import report
+from minidvae.evaluation.enhancement import Mixture, clips_of, log_mmse, mix, oracle
+from minidvae.evaluation.metrics import si_sdr
+from minidvae.inference.enhance import Latents, Observation, Settings, improve, load_dvae
 
 LEARNED, ITERATIONS = Settings(), 60
 ROWS = {  # what is given: the noise, where z starts, the rate of z
@@ -52,11 +52,17 @@ class KnownNoise(Observation):
 
 
 @torch.no_grad()
-def enhance(model, stft: STFT, mixture: Mixture, noise: str, start: str, rate: float, seed: int) -> tuple[float, float]:
+def enhance(
+    model, stft: STFT, mixture: Mixture, noise: str, start: str, rate: float, seed: int
+) -> tuple[float, float]:
     """Gain of SI-SDR, dB, and the last objective of a bin."""
     peak = np.abs(mixture.noisy).max()
-    spectrum, clean = (stft.analyse(torch.from_numpy(x / peak)) for x in (mixture.noisy, mixture.clean))
-    power, speech, true = (x.abs().square().clamp_min(audio.POWER_FLOOR) for x in (spectrum, clean, spectrum - clean))
+    spectrum, clean = (
+        stft.analyse(torch.from_numpy(x / peak)) for x in (mixture.noisy, mixture.clean)
+    )
+    power, speech, true = (
+        x.abs().square().clamp_min(audio.POWER_FLOOR) for x in (spectrum, clean, spectrum - clean)
+    )
     generator = torch.Generator().manual_seed(zlib.crc32(mixture.name.encode()) + seed)
     kind = Observation if noise == "learned" else KnownNoise
     observation = kind(power, LEARNED.rank, LEARNED.hold, generator)
@@ -70,7 +76,9 @@ def enhance(model, stft: STFT, mixture: Mixture, noise: str, start: str, rate: f
         if rate:
             estimate = gains.square() * power
     found = stft.synthesise(gains * spectrum, len(mixture.noisy)).numpy()
-    return si_sdr(found, mixture.clean) - si_sdr(mixture.noisy, mixture.clean), objective / power.numel()
+    return si_sdr(found, mixture.clean) - si_sdr(
+        mixture.noisy, mixture.clean
+    ), objective / power.numel()
 
 
 def subtraction(mixture: Mixture) -> np.ndarray:
@@ -84,15 +92,26 @@ def subtraction(mixture: Mixture) -> np.ndarray:
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="RUN", help="run folders of DVAEs, or models that ship")
+    parser.add_argument(
+        "models", nargs="+", metavar="RUN", help="run folders of DVAEs, or models that ship"
+    )
     parser.add_argument("--data", default="built-in", help="corpus (default: built-in)")
-    parser.add_argument("--noise", type=Path, metavar="DIR", help="folder of sounds (default: built-in noises)")
+    parser.add_argument(
+        "--noise", type=Path, metavar="DIR", help="folder of sounds (default: built-in noises)"
+    )
     parser.add_argument("--snr", type=float, default=0.0, help="dB (default: 0)")
     parser.add_argument("--split", default="dev", help="of the corpus (default: dev)")
-    parser.add_argument("--limit", type=int, default=6, help="utterances, spread over the split (default: 6)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
+    parser.add_argument(
+        "--limit", type=int, default=6, help="utterances, spread over the split (default: 6)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of all that is drawn at random (default: 0)"
+    )
     args = parser.parse_args()
-    corpus, clips = load_corpus(args.data).split(args.split).spread(args.limit), args.noise and clips_of(args.noise)
+    corpus, clips = (
+        load_corpus(args.data).split(args.split).spread(args.limit),
+        args.noise and clips_of(args.noise),
+    )
     mixtures = [mix(corpus, index, args.snr, clips, args.seed) for index in range(len(corpus))]
     rows = []
     for title, method in (
@@ -105,8 +124,17 @@ def main() -> None:
     for name in args.models:
         model, stft = load_dvae(name, "cpu")
         for title, settings in ROWS.items():
-            gain, objective = np.mean([enhance(model, stft, m, *settings, args.seed) for m in mixtures], axis=0)
-            rows.append([str(name), title, f"{gain:.2f}", f"{objective:.3f}" if settings[0] == "learned" else ""])
+            gain, objective = np.mean(
+                [enhance(model, stft, m, *settings, args.seed) for m in mixtures], axis=0
+            )
+            rows.append(
+                [
+                    str(name),
+                    title,
+                    f"{gain:.2f}",
+                    f"{objective:.3f}" if settings[0] == "learned" else "",
+                ]
+            )
     print(report.table(["", "given", "gain of SI-SDR, dB", "objective"], rows, left=2))
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minidvae.command_line import SOURCES_OF_SPEECH, Parser, run
+from minidvae.cli import SOURCES_OF_SPEECH, Parser, run
 from minidvae.data.audio import POWER_FLOOR, STFT, resynthesise
 from minidvae.data.corpus import Corpus, load_corpus
-from minidvae.experiments import report
-from minidvae.experiments.metrics import si_sdr
+from minidvae.evaluation import report
+from minidvae.evaluation.metrics import si_sdr
 
 TOGETHER = (1, 2, 4, 8)
 TAPS, STEPS = 8, 3_000
@@ -27,7 +27,9 @@ TAPS, STEPS = 8, 3_000
 
 def log_power(corpus: Corpus, stft: STFT) -> list[Tensor]:
     """Of every utterance, (frames, bins)."""
-    spectra = (stft.analyse(torch.from_numpy(corpus.waveform(index))) for index in range(len(corpus)))
+    spectra = (
+        stft.analyse(torch.from_numpy(corpus.waveform(index))) for index in range(len(corpus))
+    )
     return [spectrum.abs().square().clamp_min(POWER_FLOOR).log() for spectrum in spectra]
 
 
@@ -38,14 +40,17 @@ class Block(nn.Module):
         super().__init__()
         self.together, bins = together, training.shape[1]
         starts = [
-            training[k:][: (len(training) - k) // together * together] for k in range(0, together, -(-together // 2))
+            training[k:][: (len(training) - k) // together * together]
+            for k in range(0, together, -(-together // 2))
         ]
         blocks = torch.cat([part.reshape(-1, together * bins) for part in starts])
         _, vectors = torch.linalg.eigh(blocks.T @ blocks)
         self.register_buffer("components", vectors[:, -numbers * together :])
 
     def forward(self, x: Tensor) -> Tensor:
-        blocks = nn.functional.pad(x, (0, 0, 0, -len(x) % self.together)).reshape(-1, self.components.shape[0])
+        blocks = nn.functional.pad(x, (0, 0, 0, -len(x) % self.together)).reshape(
+            -1, self.components.shape[0]
+        )
         return (blocks @ self.components @ self.components.T).reshape(-1, x.shape[1])[: len(x)]
 
 
@@ -77,8 +82,12 @@ class Filter(nn.Module):
 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="built-in", help=f"{SOURCES_OF_SPEECH} (default: built-in)")
-    parser.add_argument("--numbers", type=int, default=16, help="of the code, for each frame (default: 16)")
+    parser.add_argument(
+        "--data", default="built-in", help=f"{SOURCES_OF_SPEECH} (default: built-in)"
+    )
+    parser.add_argument(
+        "--numbers", type=int, default=16, help="of the code, for each frame (default: 16)"
+    )
     args = parser.parse_args()
     stft, corpus = STFT(), load_corpus(args.data)
     training, dev = torch.cat(log_power(corpus.split("train"), stft)), corpus.split("dev")
@@ -95,7 +104,10 @@ def main() -> None:
             with torch.no_grad():
                 coded = model(x - mean) + mean
             ratios.append(
-                si_sdr(resynthesise(coded, stft.analyse(waveform), stft, len(waveform)).numpy(), waveform.numpy())
+                si_sdr(
+                    resynthesise(coded, stft.analyse(waveform), stft, len(waveform)).numpy(),
+                    waveform.numpy(),
+                )
             )
         error = np.std(ratios, ddof=1) / np.sqrt(len(ratios))
         rows.append([title, report.mean_and_error(np.mean(ratios), error, 2)])

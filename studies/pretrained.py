@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from minidvae.command_line import Parser, run
+from minidvae.cli import Parser, run
 from minidvae.files import atomic_write
 from minidvae.training.checkpoint import PRETRAINED, load_run
-from minidvae.training.settings import SettingError
+from minidvae.training.config import SettingError
 
 LARGEST = 4 * 2**20  # bytes
 
@@ -30,7 +30,10 @@ def main() -> None:
         raise SettingError(f"{args.run}: expected a run of a DVAE or an FHVAE that train.py wrote")
     kept = {name: content[name] for name in ("format", "model", "config", "stft")}
     halved = {name for name, value in model.named_parameters() if value.ndim > 1}
-    parameters = {name: value.half() if name in halved else value for name, value in content["parameters"].items()}
+    parameters = {
+        name: value.half() if name in halved else value
+        for name, value in content["parameters"].items()
+    }
     plan = {name: value for name, value in content["plan"].items() if name not in ("data", "init")}
     progress = {name: content["progress"][name] for name in ("step", "seconds", "best")}
     PRETRAINED.mkdir(exist_ok=True)
@@ -38,8 +41,12 @@ def main() -> None:
     with atomic_write(target) as beside:
         torch.save(kept | {"parameters": parameters, "plan": plan, "progress": progress}, beside)
         if (size := beside.stat().st_size) > LARGEST:
-            raise SettingError(f"{target}: not written, {size / 2**20:.1f} MB; at most {LARGEST / 2**20:.0f} MB ship")
-    print(f"{target}: {size / 2**20:.1f} MB, step {progress['step']}, {progress['seconds'] / 60:.0f} min of training")
+            raise SettingError(
+                f"{target}: not written, {size / 2**20:.1f} MB; at most {LARGEST / 2**20:.0f} MB ship"
+            )
+    print(
+        f"{target}: {size / 2**20:.1f} MB, step {progress['step']}, {progress['seconds'] / 60:.0f} min of training"
+    )
 
 
 if __name__ == "__main__":

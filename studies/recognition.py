@@ -14,12 +14,12 @@ from pathlib import Path
 
 from study import arguments, evaluate_all, evaluated, train_all
 
-from minidvae.command_line import run
+from minidvae.cli import run
 from minidvae.data.corpus import CONDITIONS_OF, load_corpus
-from minidvae.experiments.recognition import read_lexicon
+from minidvae.fhvae.recognition import read_lexicon
 from minidvae.training.checkpoint import load_run
-from minidvae.training.recipes import resolve
-from minidvae.training.settings import SettingError, overrides
+from minidvae.training.config import SettingError, overrides
+from minidvae.training.run import resolve
 
 BETAS = (1, 2, 4, 8)
 FHVAE = {"fhvae": ["--model", "fhvae"]}
@@ -50,8 +50,14 @@ PAIRS = {"nargs": "+", "default": [], "metavar": "KEY=VALUE"}
 STEPS = {"type": int, "metavar": "N"}
 FLAGS = {
     "table": {"choices": tuple(ROWS), "help": "of the paper: 2 (sexes) or 3 (noise and channel)"},
-    "--data": {"help": "as of train.py (default: the built-in corpus, for table 3 with conditions laid over it)"},
-    "--extractor": {"type": Path, "metavar": "RUN", "help": "a trained FHVAE (default: one is trained)"},
+    "--data": {
+        "help": "as of train.py (default: the built-in corpus, for table 3 with conditions laid over it)"
+    },
+    "--extractor": {
+        "type": Path,
+        "metavar": "RUN",
+        "help": "a trained FHVAE (default: one is trained)",
+    },
     "--extractor-steps": {
         "type": int,
         "metavar": "N",
@@ -64,7 +70,10 @@ FLAGS = {
         "help": "length of a recogniser's training (default: the recipe's)",
     },
     "--recogniser-set": PAIRS | {"help": "settings of every recogniser"},
-    "--lexicon": {"type": Path, "help": "for words of another corpus than the built-in one: see evaluate.py"},
+    "--lexicon": {
+        "type": Path,
+        "help": "for words of another corpus than the built-in one: see evaluate.py",
+    },
 }
 
 
@@ -75,7 +84,9 @@ def settings(steps: int | None, pairs: list[str]) -> list[str]:
 def main() -> None:
     args, common = arguments(__doc__, "runs/recognition", FLAGS)
     if any(flag.split("=")[0] in ("--set", "--steps") for flag in common):
-        raise SettingError("--set, --steps: are two here, of extractors and recognisers: --extractor-set, …")
+        raise SettingError(
+            "--set, --steps: are two here, of extractors and recognisers: --extractor-set, …"
+        )
     data = args.data or DATA[args.table]
     check(data, args)
     folder, extractors = args.runs / f"table-{args.table}", EXTRACTORS[args.table]
@@ -91,7 +102,9 @@ def main() -> None:
         if domain == "clean" and data.startswith(CONDITIONS_OF):
             heard, domain = data.removeprefix(CONDITIONS_OF), ""
         pairs = [f"domain={domain}"] if domain else []
-        pairs += [f"extractor={trained[extractor].absolute()}", f"latent={latent}"] if extractor else []
+        pairs += (
+            [f"extractor={trained[extractor].absolute()}", f"latent={latent}"] if extractor else []
+        )
         variants[title] = ["--model", "acoustic", "--data", heard, *settings(None, pairs)]
     flags = [*common, *settings(args.recogniser_steps, args.recogniser_set)]
     runs = train_all(variants, folder / "recognisers", flags)
@@ -114,7 +127,9 @@ def check(data: str, args) -> None:
         raise SettingError(f"--data {data}: table 3 needs conditions; try {CONDITIONS_OF}{data}")
     frames = not any(pair.startswith("targets=") for pair in args.recogniser_set)
     if frames and not any(u.phones for u in training):
-        raise SettingError(f"--data {data}: has no phone labels; try --recogniser-set targets=characters")
+        raise SettingError(
+            f"--data {data}: has no phone labels; try --recogniser-set targets=characters"
+        )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minidvae.command_line import Parser
+from minidvae.cli import Parser
 from minidvae.files import write_json
-from minidvae.training.settings import SettingError
+from minidvae.training.config import SettingError
 
 ROOT = Path(__file__).parents[1]
 BOTH = ("device", "seed")  # flags of trainings and of evaluations
@@ -23,8 +23,12 @@ def arguments(
     others = "All other flags are train.py's and hold for every training: --data, --recipe, --steps, --set, …"
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = Parser(description=description, epilog=others, **options)
-    parser.add_argument("--runs", type=Path, default=Path(folder), help=f"folder for the runs (default: {folder})")
-    parser.add_argument("--limit", type=int, help="evaluate on only so many utterances (default: all)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path(folder), help=f"folder for the runs (default: {folder})"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="evaluate on only so many utterances (default: all)"
+    )
     for name in BOTH:
         parser.add_argument(f"--{name}", help="of trainings and evaluations")
     for name, settings in (flags or {}).items():
@@ -58,9 +62,13 @@ def train_all(variants: dict[str, list[str]], folder: Path, common: list[str]) -
     try:
         begun = json.loads(plan.read_text()) if plan.exists() else asked
     except ValueError:
-        raise SettingError(f"{plan}: truncated, or not written by a study; choose another --runs") from None
+        raise SettingError(
+            f"{plan}: truncated, or not written by a study; choose another --runs"
+        ) from None
     if begun != asked:
-        raise SettingError(f"{folder}: holds runs with other flags (see study.json in it); choose another --runs")
+        raise SettingError(
+            f"{folder}: holds runs with other flags (see study.json in it); choose another --runs"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(plan, asked)
     for title, run in runs.items():

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-if not torch.cuda.is_available():  # before Triton is imported: fused paths are then tested in its interpreter
+if (
+    not torch.cuda.is_available()
+):  # before Triton is imported: fused paths are then tested in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,9 @@ def shared() -> Path:
     """The folder with real speech and published models: MINIDVAE_SHARED, else `shared` beside the checkout."""
     folder = Path(os.environ.get("MINIDVAE_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"{folder} is not there; MINIDVAE_SHARED names the folder with real speech and published models")
+        pytest.skip(
+            f"{folder} is not there; MINIDVAE_SHARED names the folder with real speech and published models"
+        )
     return folder
 
 
@@ -39,7 +43,7 @@ def speech(tmp_path_factory) -> Path:
 def shipped(speech, tmp_path, monkeypatch) -> str:
     """A small VAE under the name of a model that ships, in the place of those that do."""
     import pretrained as pretrained_script
-    from cli import call, train_script
+    from run_scripts import call, train_script
 
     from minidvae.training import checkpoint
 

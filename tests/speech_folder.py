@@ -8,7 +8,11 @@ from minidvae.data import synthetic
 
 
 def write_speech(
-    folder: Path, speakers: tuple[int, int, int], utterances: int, phones: bool = False, texts: bool = False
+    folder: Path,
+    speakers: tuple[int, int, int],
+    utterances: int,
+    phones: bool = False,
+    texts: bool = False,
 ) -> Path:
     """split/speaker/*.wav; with phones also a .phn beside each and speakers.tsv with sexes, with texts also a .txt."""
     for u in synthetic.generate(speakers=speakers, utterances=utterances):
@@ -16,10 +20,14 @@ def write_speech(
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, u.waveform, synthetic.SAMPLE_RATE)
         if phones:
-            path.with_suffix(".phn").write_text("".join(f"{start} {stop} {label}\n" for start, stop, label in u.phones))
+            path.with_suffix(".phn").write_text(
+                "".join(f"{start} {stop} {label}\n" for start, stop, label in u.phones)
+            )
         if texts:
             path.with_suffix(".txt").write_text(u.text.upper() + ".")
     if phones:
-        rows = (f"{speaker.name}\t{speaker.sex}" for speaker in synthetic.make_speakers(0, *speakers))
+        rows = (
+            f"{speaker.name}\t{speaker.sex}" for speaker in synthetic.make_speakers(0, *speakers)
+        )
         (folder / "speakers.tsv").write_text("\n".join(["speaker\tsex", *rows]) + "\n")
     return folder

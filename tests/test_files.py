@@ -18,7 +18,9 @@ def test_a_pipe_is_written_into(tmp_path):
     """A pipe is replaced by a file, so that who reads it waits for ever."""
     os.mkfifo(tmp_path / "pipe")
     received = []
-    reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader = threading.Thread(
+        target=lambda: received.append((tmp_path / "pipe").read_text()), daemon=True
+    )
     reader.start()
     write_text(tmp_path / "pipe", "é" * 100_000)  # more than a pipe holds
     reader.join(10)
@@ -35,7 +37,9 @@ def test_standard_output_is_written_into(into, tmp_path):
     script = f"from minidvae.files import write_text; print('before'); write_text('{link}', '{{}}\\n'); print('after')"
     with open(tmp_path / "out", "w") as file:
         output = file if into == "a file" else subprocess.PIPE
-        run = subprocess.run([sys.executable, "-c", script], stdout=output, check=True, cwd=Path(__file__).parents[1])
+        run = subprocess.run(
+            [sys.executable, "-c", script], stdout=output, check=True, cwd=Path(__file__).parents[1]
+        )
     text = (tmp_path / "out").read_text() if into == "a file" else run.stdout.decode()
     assert text == "before\n{}\nafter\n" and link.is_symlink()
 
@@ -124,7 +128,9 @@ def test_leftovers_of_killed_processes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = Path(__file__).parents[1]
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(root)}
+        [sys.executable, "-c", WRITER],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(root)},
     )
     try:
         assert writer.stdout.readline() == b"ready\n"

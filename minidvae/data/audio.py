@@ -24,7 +24,10 @@ from torch import Tensor
 from ..files import atomic_write
 
 SAMPLE_RATE = 16_000
-SLOWEST, FASTEST = 4_000, 768_000  # sampling rates of files, Hz; a header that claims less makes gigabytes of kilobytes
+SLOWEST, FASTEST = (
+    4_000,
+    768_000,
+)  # sampling rates of files, Hz; a header that claims less makes gigabytes of kilobytes
 MOST_PER_BYTE = 1_000  # samples; only silence comes near, and a decoder that goes on after the end of a damaged file
 # The least power of a bin in what models learn from. It is about what rounding to 16 bits leaves in it (2⁻³⁰/12,
 # times 159 to 512, the sum of the squares of the window): digital silence then looks like rounded silence.
@@ -42,37 +45,54 @@ class _FromStartToEnd(soundfile.SoundFile):
         return False
 
 
-def read(path: str | Path, new_rate: int | None = None, mix: bool = True) -> tuple[np.ndarray, int, int]:
+def read(
+    path: str | Path, new_rate: int | None = None, mix: bool = True
+) -> tuple[np.ndarray, int, int]:
     """Decode a sound file: wav, flac, ogg, NIST SPHERE or whatever else libsndfile opens. Returns the waveform
     (samples,) as float32, channels averaged, at `new_rate` Hz (None: as it is); the file's sampling rate in Hz; how
     many channels it had. Without `mix` channels are kept, (samples, channels). Raises AudioError where the file is
     missing, does not decode, has a rate outside of SLOWEST to FASTEST, is empty or does not become finite numbers."""
     path = Path(path)
     if not path.is_file():
-        raise AudioError(f"{path}: no such file; expected a sound file (wav, flac, ogg, NIST SPHERE)")
+        raise AudioError(
+            f"{path}: no such file; expected a sound file (wav, flac, ogg, NIST SPHERE)"
+        )
     try:
         with path.open("rb", buffering=0) as file:
             head = file.read(1024)
             if head.startswith(b"NIST_1A") and b"shorten" in head:
-                raise AudioError(f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT")
+                raise AudioError(
+                    f"{path}: SPHERE packed with 'shorten'; unpack it with sph2pipe -f wav IN OUT"
+                )
             file.seek(0)
-            with _FromStartToEnd(file.fileno(), closefd=False) as sound, np.errstate(over="ignore", invalid="ignore"):
+            with (
+                _FromStartToEnd(file.fileno(), closefd=False) as sound,
+                np.errstate(over="ignore", invalid="ignore"),
+            ):
                 rate, channels, blocks = sound.samplerate, sound.channels, []
                 if not SLOWEST <= rate <= FASTEST:
-                    raise AudioError(f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}")
+                    raise AudioError(
+                        f"{path}: claims a sampling rate of {rate} Hz; expected {SLOWEST} to {FASTEST}"
+                    )
                 while len(block := sound.read(2**16 // channels, "float32", always_2d=True)):
                     blocks.append(block.mean(axis=1) if mix else block)
                     if len(blocks) * 2**16 > 2**17 + MOST_PER_BYTE * path.stat().st_size:
-                        raise AudioError(f"{path}: decodes without an end; expected a whole sound file")
+                        raise AudioError(
+                            f"{path}: decodes without an end; expected a whole sound file"
+                        )
                 waveform = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
         why = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise AudioError(f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE") from None
+        raise AudioError(
+            f"{path}: does not decode ({why}); expected wav, flac, ogg, NIST SPHERE"
+        ) from None
     if not len(waveform):
         raise AudioError(f"{path}: holds no samples; expected at least one")
     waveform = resample(waveform, rate, new_rate or rate)
     if not np.isfinite(waveform).all():
-        raise AudioError(f"{path}: holds samples that are infinite, too large or not numbers; expected finite ones")
+        raise AudioError(
+            f"{path}: holds samples that are infinite, too large or not numbers; expected finite ones"
+        )
     return waveform, rate, channels
 
 
@@ -104,7 +124,9 @@ def write(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> No
     waveform = np.asarray(waveform, dtype=np.float64)
     peak = np.abs(waveform).max(initial=0.0)
     if not np.isfinite(peak):
-        raise AudioError(f"{path}: not written, samples are infinite or not numbers; expected finite ones")
+        raise AudioError(
+            f"{path}: not written, samples are infinite or not numbers; expected finite ones"
+        )
     samples = np.rint(waveform / max(peak, 1.0) * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
     try:
         with atomic_write(path) as beside:
@@ -156,7 +178,9 @@ class STFT:
     def __post_init__(self):
         if self.window_length % 2 or not 0 < self.hop <= self.window_length // 2:
             what = f"a window of {self.window_length} with a hop of {self.hop} samples"
-            raise ValueError(f"{what} cannot be inverted; expected an even window and a hop of at most half of it")
+            raise ValueError(
+                f"{what} cannot be inverted; expected an even window and a hop of at most half of it"
+            )
         if self.window not in ("sine", "hamming"):
             raise ValueError(f"window {self.window!r} is unknown; expected 'sine' or 'hamming'")
 
@@ -168,7 +192,11 @@ class STFT:
     @property
     def energy(self) -> float:
         """Σ of the squares of the window: what white noise of variance 1 has as its mean power."""
-        return float(_window(self.window, self.window_length, torch.device("cpu"), torch.float64).square().sum())
+        return float(
+            _window(self.window, self.window_length, torch.device("cpu"), torch.float64)
+            .square()
+            .sum()
+        )
 
     def frames(self, samples: int) -> int:
         """How many frames `analyse` makes of so many samples: up to the first centre past the last sample."""
@@ -185,7 +213,11 @@ class STFT:
     def power(self, crop: Tensor) -> Tensor:
         """Crops (..., samples) → |STFT|² (..., frames, bins), float32, frames not centred, nothing padded. At least
         POWER_FLOOR: the Itakura-Saito divergence to a power of 0 has no minimum."""
-        return _power(torch.fft.rfft(self.windowed(crop, centred=False))).float().clamp_min(POWER_FLOOR)
+        return (
+            _power(torch.fft.rfft(self.windowed(crop, centred=False)))
+            .float()
+            .clamp_min(POWER_FLOOR)
+        )
 
     def windowed(self, waveform: Tensor, centred: bool = True) -> Tensor:
         """Waveforms (..., samples) → frames (..., frames, window_length), multiplied by the window."""
@@ -203,7 +235,9 @@ class STFT:
         frames, before = spectrum.shape[-2], self.window_length // 2
         length = (frames - 1) * self.hop if length is None else length
         if self.frames(length) != frames:
-            raise ValueError(f"{length} samples have {self.frames(length)} frames, the spectrum has {frames}")
+            raise ValueError(
+                f"{length} samples have {self.frames(length)} frames, the spectrum has {frames}"
+            )
         pieces = torch.fft.irfft(spectrum, self.window_length)
         window = _window(self.window, self.window_length, pieces.device, pieces.dtype)
         total = self._overlap_add((pieces * window).reshape(-1, frames, self.window_length))
@@ -214,7 +248,9 @@ class STFT:
     def _overlap_add(self, pieces: Tensor) -> Tensor:
         """(batch, frames, window_length) → (batch, samples)"""
         frames, hops = pieces.shape[1], -(-self.window_length // self.hop)
-        pieces = F.pad(pieces, (0, hops * self.hop - self.window_length)).unflatten(-1, (hops, self.hop))
+        pieces = F.pad(pieces, (0, hops * self.hop - self.window_length)).unflatten(
+            -1, (hops, self.hop)
+        )
         total = pieces.new_zeros(len(pieces), frames + hops - 1, self.hop)
         for k in range(hops):
             total[:, k : k + frames] += pieces[:, :, k]
@@ -227,7 +263,9 @@ def resynthesise(log_variance: Tensor, spectrum: Tensor, stft: STFT, length: int
 
 
 @torch.no_grad()
-def griffin_lim(power: Tensor, stft: STFT, iterations=60, momentum=0.99, length=None, generator=None) -> Tensor:
+def griffin_lim(
+    power: Tensor, stft: STFT, iterations=60, momentum=0.99, length=None, generator=None
+) -> Tensor:
     """Waveforms (..., length) whose |STFT|² is about `power` (..., frames, bins). Griffin & Lim, Signal estimation from
     modified short-time Fourier transform, 1984, in the faster form of Perraudin, Balazs & Søndergaard, A fast Griffin-
     Lim algorithm, 2013: from random phases, drawn by `generator`,
@@ -243,11 +281,18 @@ def griffin_lim(power: Tensor, stft: STFT, iterations=60, momentum=0.99, length=
         return torch.complex(estimate.real * scale, estimate.imag * scale)
 
     magnitude = power.sqrt()
-    parts, generators = (power, generator) if isinstance(generator, Sequence) else ([power], [generator])
+    parts, generators = (
+        (power, generator) if isinstance(generator, Sequence) else ([power], [generator])
+    )
     if len(generators) != len(parts):
-        raise ValueError(f"{len(generators)} generators for {len(power)} spectra; expected one for each, or one")
+        raise ValueError(
+            f"{len(generators)} generators for {len(power)} spectra; expected one for each, or one"
+        )
     drawn = zip([part.shape for part in parts], generators, strict=True)
-    turns = [torch.rand(n, generator=one, device=(one or power).device, dtype=power.dtype) for n, one in drawn]
+    turns = [
+        torch.rand(n, generator=one, device=(one or power).device, dtype=power.dtype)
+        for n, one in drawn
+    ]
     turns = torch.stack(turns).view_as(power).to(power.device)
     estimate = torch.polar(torch.ones_like(power), 2 * torch.pi * turns)
     consistent = torch.zeros_like(estimate)
@@ -302,7 +347,9 @@ def mfcc(waveform: Tensor, coefficients: int = 20, bins: int = 40) -> Tensor:
     """Mel-frequency cepstral coefficients: waveforms (..., samples) at 16 kHz → (..., frames, coefficients). The
     orthonormal discrete cosine transform (type II) of `fbank`, from the 0th coefficient on."""
     order = torch.arange(coefficients, dtype=torch.float64)
-    cosines = torch.cos(torch.pi / bins * (torch.arange(bins, dtype=torch.float64)[:, None] + 0.5) * order)
+    cosines = torch.cos(
+        torch.pi / bins * (torch.arange(bins, dtype=torch.float64)[:, None] + 0.5) * order
+    )
     cosines *= torch.where(order == 0, 1 / bins, 2 / bins).sqrt()
     energy = fbank(waveform, bins)
     return energy @ cosines.to(energy)
@@ -313,7 +360,9 @@ def deltas(features: Tensor) -> Tensor:
     five frames, d_t = Σ_k k (c_{t+k} − c_{t−k}) / 2 Σ_k k² with k = 1, 2. The first and the last frame are
     repeated beyond the ends."""
     frames = features.shape[-2]
-    padded = torch.cat([features[..., :1, :]] * 2 + [features] + [features[..., -1:, :]] * 2, dim=-2)
+    padded = torch.cat(
+        [features[..., :1, :]] * 2 + [features] + [features[..., -1:, :]] * 2, dim=-2
+    )
     shifted = [padded[..., k : k + frames, :] for k in range(5)]
     return (2 * (shifted[4] - shifted[0]) + shifted[3] - shifted[1]) / 10
 
@@ -326,7 +375,9 @@ def voiced_frames(waveform: Tensor, threshold_db: float = 30.0) -> Tensor:
     return energy > energy.amax(-1, keepdim=True) * 10 ** (-threshold_db / 10)
 
 
-def pitch(power: Tensor, stft: STFT, lowest: float = 75.0, highest: float = 400.0, voicing: float = 0.4) -> Tensor:
+def pitch(
+    power: Tensor, stft: STFT, lowest: float = 75.0, highest: float = 400.0, voicing: float = 0.4
+) -> Tensor:
     """Fundamental frequency of power spectra (..., frames, bins): Hz (..., frames), nan in frames without one. The
     autocorrelation is the inverse transform of the power spectrum; over that of the window, as in Boersma, Accurate
     short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a sampled sound, 1993. Its
@@ -336,13 +387,17 @@ def pitch(power: Tensor, stft: STFT, lowest: float = 75.0, highest: float = 400.
     window = _window(stft.window, stft.window_length, power.device, power.dtype)
     shortest = math.ceil(SAMPLE_RATE / highest)
     longest = min(int(SAMPLE_RATE / lowest), stft.window_length // 2 - 1)
-    correlation, own = (torch.fft.irfft(p)[..., : longest + 2] for p in (power, _power(torch.fft.rfft(window))))
+    correlation, own = (
+        torch.fft.irfft(p)[..., : longest + 2] for p in (power, _power(torch.fft.rfft(window)))
+    )
     correlation = correlation / own
     correlation = correlation / correlation[..., :1].clamp_min(torch.finfo(power.dtype).tiny)
     before, here, after = (correlation[..., shortest + k : longest + k + 1] for k in (-1, 0, 1))
     peaks = torch.where((here >= before) & (here > after), here, 0)
     first = (peaks >= 0.9 * peaks.amax(-1, keepdim=True)).byte().argmax(-1, keepdim=True)
     before, here, after = (c.gather(-1, first) for c in (before, here, after))
-    offset = (before - after) / (2 * (before - 2 * here + after)).clamp_max(-torch.finfo(power.dtype).tiny)
+    offset = (before - after) / (2 * (before - 2 * here + after)).clamp_max(
+        -torch.finfo(power.dtype).tiny
+    )
     hertz = SAMPLE_RATE / (shortest + first + offset)
     return torch.where(peaks.gather(-1, first) >= voicing, hertz, torch.nan)[..., 0]

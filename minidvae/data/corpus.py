@@ -30,7 +30,9 @@ class Corpus:
     utterances: tuple[Utterance, ...]
     packed: np.memmap  # int16, all utterances end to end
     drawn: bool = False  # whether its splits were drawn, since it has none of its own
-    clean: np.memmap | None = None  # where conditions were laid over it: the same before, in the same places
+    clean: np.memmap | None = (
+        None  # where conditions were laid over it: the same before, in the same places
+    )
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -54,7 +56,9 @@ class Corpus:
     def spread(self, limit: int) -> "Corpus":
         """At most `limit` utterances, evenly spread over the corpus."""
         count = min(limit, len(self))
-        return replace(self, utterances=tuple(self.utterances[i * len(self) // count] for i in range(count)))
+        return replace(
+            self, utterances=tuple(self.utterances[i * len(self) // count] for i in range(count))
+        )
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -71,7 +75,9 @@ class Corpus:
     @property
     def labels_fingerprint(self) -> str:
         """Changes with what is known of any utterance: text, phones, speaker, sex, condition."""
-        return _digest([(u.speaker, u.text, u.phones, u.sex, u.condition) for u in self.utterances])[:16]
+        return _digest(
+            [(u.speaker, u.text, u.phones, u.sex, u.condition) for u in self.utterances]
+        )[:16]
 
     @property
     def seconds(self) -> float:
@@ -87,7 +93,9 @@ def _digest(content: list) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note: Callable = print) -> Corpus:
+def load_corpus(
+    source: str | Path = "built-in", cache=None, progress=True, note: Callable = print
+) -> Corpus:
     """The corpus at `source`: "built-in", a folder in one of `layouts.LAYOUTS`, a manifest or a sound file. With
     CONDITIONS_OF before it, every utterance is there once, in one of `packing.CONDITIONS`, as `packing.lay_conditions`
     draws them.
@@ -97,20 +105,32 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
     should know, a line each: files skipped, files converted to 16 kHz mono, splits drawn. CorpusError: nothing at
     `source`, nothing that can be used in it, a wrong manifest, no room to pack, conditions over conditions."""
     name, root, clean = str(source), Path(os.path.expanduser(source)), None
-    cache = Path(os.path.expanduser(cache or os.environ.get("MINIDVAE_CACHE") or "~/.cache/minidvae"))
+    cache = Path(
+        os.path.expanduser(cache or os.environ.get("MINIDVAE_CACHE") or "~/.cache/minidvae")
+    )
     place = str(root.resolve())
     if name.startswith(CONDITIONS_OF):
         clean = load_corpus(name.removeprefix(CONDITIONS_OF), cache, progress, note)
         if own := ", ".join(sorted({u.condition for u in clean.utterances}.difference(CLEAN))):
-            raise CorpusError(f"{name}: this corpus has conditions of its own ({own}); leave out {CONDITIONS_OF!r}")
-        place, contents = CONDITIONS_OF, [synthetic.VERSION, Path(clean.packed.filename).parent.name]
+            raise CorpusError(
+                f"{name}: this corpus has conditions of its own ({own}); leave out {CONDITIONS_OF!r}"
+            )
+        place, contents = (
+            CONDITIONS_OF,
+            [synthetic.VERSION, Path(clean.packed.filename).parent.name],
+        )
     elif name == "built-in":
         place, contents = name, {"version": synthetic.VERSION, **BUILT_IN}
     elif os.path.isdir(root):
         contents = layouts.scan(root)
     elif os.path.isfile(root):
-        entries = (layouts.read_file if name.lower().endswith(layouts.AUDIO) else layouts.read_manifest)(root)
-        contents = [(entry, layouts.stamp(entry["path"]), layouts.stamp(entry["phones"])) for entry in entries]
+        entries = (
+            layouts.read_file if name.lower().endswith(layouts.AUDIO) else layouts.read_manifest
+        )(root)
+        contents = [
+            (entry, layouts.stamp(entry["path"]), layouts.stamp(entry["phones"]))
+            for entry in entries
+        ]
     else:
         looked_for = "a folder of speech, a sound file, a manifest (TSV: path, speaker, split), or the word built-in"
         raise CorpusError(f"{name}: no such file or folder; looked for {looked_for}")
@@ -129,7 +149,9 @@ def load_corpus(source: str | Path = "built-in", cache=None, progress=True, note
             if os.path.isdir(root):
                 layout, entries = layouts.read_folder(root, contents, notes)
             total, clips = len(entries), packing.decode(entries, notes)
-        clips = tqdm(clips, f"packing {name}", total, unit=" utterances", disable=None if progress else True)
+        clips = tqdm(
+            clips, f"packing {name}", total, unit=" utterances", disable=None if progress else True
+        )
         try:
             packing.write(folder, name, layout, clips, notes)
         except OSError as error:
@@ -151,4 +173,7 @@ def absolute(source: str) -> str:
 
 def built_in_speakers() -> dict[str, synthetic.Speaker]:
     """The voices of the built-in corpus by name, in the true values that make them; no sound is made."""
-    return {voice.name: voice for voice in synthetic.make_speakers(BUILT_IN["seed"], *BUILT_IN["speakers"])}
+    return {
+        voice.name: voice
+        for voice in synthetic.make_speakers(BUILT_IN["seed"], *BUILT_IN["speakers"])
+    }

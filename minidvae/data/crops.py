@@ -28,9 +28,13 @@ class Windows:
         if lengths.max() < samples:
             needed, longest = (f"{n / audio.SAMPLE_RATE:.2f} s" for n in (samples, lengths.max()))
             there = f"the longest of {len(corpus)} has {longest}"
-            raise CorpusError(f"{corpus.name}: no utterance is as long as one sequence of {needed}; {there}")
+            raise CorpusError(
+                f"{corpus.name}: no utterance is as long as one sequence of {needed}; {there}"
+            )
         self.corpus, self.samples, self.stride = corpus, samples, stride
-        self.utterances = np.flatnonzero(lengths >= samples)  # index in the corpus of each that is used
+        self.utterances = np.flatnonzero(
+            lengths >= samples
+        )  # index in the corpus of each that is used
         self.starts = starts[self.utterances]  # first sample of each in the packed file
         self.counts = (lengths[self.utterances] - samples) // stride + 1  # windows of each
         self.ends = np.cumsum(self.counts)  # number of the window after the last of each
@@ -61,7 +65,10 @@ class Windows:
         """Samples (samples,) from the start of a window on, or from as much earlier as the end of its utterance asks
         for; fewer where the utterance has no more."""
         row, start = self.rows(number), self.start(number)
-        first, stop = self.starts[row], self.starts[row] + (self.counts[row] - 1) * self.stride + self.samples
+        first, stop = (
+            self.starts[row],
+            self.starts[row] + (self.counts[row] - 1) * self.stride + self.samples,
+        )
         start = max(first, min(start, stop - samples))
         return self.corpus.packed[start : min(start + samples, stop)] * np.float32(1 / 32767)
 
@@ -81,14 +88,18 @@ class Augmentation:
     gain: tuple[float, float] = (0.0, 0.0)  # dB
     equaliser: float = 0.0  # standard deviation of each cosine's amplitude, dB
 
-    def __call__(self, windows: Windows, numbers: np.ndarray, random: np.random.Generator, rows: slice) -> torch.Tensor:
+    def __call__(
+        self, windows: Windows, numbers: np.ndarray, random: np.random.Generator, rows: slice
+    ) -> torch.Tensor:
         """Windows by their numbers, augmented: (n,) → some rows of (n, samples). Rounded to 16 bits as what is packed
         is, so that digital silence stays silent. A window whose utterance is too short to be played faster keeps its
         speed."""
         slowest, fastest = (round(speed * audio.SAMPLE_RATE / RATE_STEP) for speed in self.speed)
         rates = RATE_STEP * random.integers(slowest, fastest, size=len(numbers), endpoint=True)
         gains = 10 ** (random.uniform(*self.gain, size=len(numbers)) / 20)
-        amplitudes = random.normal(0, self.equaliser, (len(numbers), COSINES)) if self.equaliser else None
+        amplitudes = (
+            random.normal(0, self.equaliser, (len(numbers), COSINES)) if self.equaliser else None
+        )
         numbers, rates, gains = numbers[rows], rates[rows], gains[rows]
         crops = windows[numbers]
         for crop, number, rate, gain in zip(crops.numpy(), numbers, rates, gains, strict=True):
@@ -97,8 +108,12 @@ class Augmentation:
                 crop[:] = audio.resample(piece, rate, audio.SAMPLE_RATE)[: windows.samples]
             crop *= gain
         if self.equaliser:
-            length = 2 ** windows.samples.bit_length()  # of a fast transform, with room for the filter's tail
-            curves = torch.from_numpy(amplitudes[rows]).float() @ cosines(length)  # dB, (n, frequencies)
+            length = (
+                2 ** windows.samples.bit_length()
+            )  # of a fast transform, with room for the filter's tail
+            curves = torch.from_numpy(amplitudes[rows]).float() @ cosines(
+                length
+            )  # dB, (n, frequencies)
             spectra = torch.fft.rfft(crops, length) * 10 ** (curves / 20)
             crops[:] = torch.fft.irfft(spectra, length)[:, : windows.samples]
         return crops.mul_(32767).round_().div_(32767)
@@ -118,8 +133,13 @@ class RandomCrops:
     the `Windows` with a stride of 1 is equally likely; `skipped` and CorpusError as there. `sequences`: how many crops
     the corpus holds side by side, the length of an epoch."""
 
-    def __init__(self, corpus: Corpus, samples: int, batch_size: int, seed=0, trim=True, augmentation=None):
-        self.windows, self.augmentation = Windows(corpus, samples, trim=trim), augmentation or Augmentation()
+    def __init__(
+        self, corpus: Corpus, samples: int, batch_size: int, seed=0, trim=True, augmentation=None
+    ):
+        self.windows, self.augmentation = (
+            Windows(corpus, samples, trim=trim),
+            augmentation or Augmentation(),
+        )
         self.batch_size, self.seed, self.skipped = batch_size, seed, self.windows.skipped
         self.sequences = int(((self.windows.counts - 1 + samples) // samples).sum())
 
@@ -132,7 +152,9 @@ class RandomCrops:
         return self.augmentation(self.windows, numbers, random, rows)
 
 
-def consecutive_crops(corpus: Corpus, samples: int, batch_size: int, trim: bool = True) -> Iterator[torch.Tensor]:
+def consecutive_crops(
+    corpus: Corpus, samples: int, batch_size: int, trim: bool = True
+) -> Iterator[torch.Tensor]:
     """Crops (≤ batch_size, samples), float32, of the corpus once through, as a development set: those of an utterance
     follow one another without overlap, and what is left at its end is dropped. CorpusError, when called, where no
     utterance holds one."""

@@ -27,7 +27,15 @@ LAYOUTS = {
     "folder": r"(?:(?P<speaker>[^/]+)/)?[^/]+",  # anna/hello.wav, hello.wav: splits are drawn
 }
 # Splits are told by how the name of their folder starts.
-SPLITS = {"tr": "train", "si_tr": "train", "de": "dev", "va": "dev", "si_dt": "dev", "te": "test", "si_et": "test"}
+SPLITS = {
+    "tr": "train",
+    "si_tr": "train",
+    "de": "dev",
+    "va": "dev",
+    "si_dt": "dev",
+    "te": "test",
+    "si_et": "test",
+}
 # Whose sounds a page passes on. Of manifests, pairs and noise it does not know.
 LICENCES = {
     "LibriSpeech": "LibriSpeech (V. Panayotov, G. Chen, D. Povey, S. Khudanpur, 2015), CC BY 4.0",
@@ -51,7 +59,9 @@ class CorpusError(ValueError):
 
 def sounds(folder: Path, pattern: str = "**/*") -> list[Path]:
     """The sound files in a folder that fit a pattern, sorted; no corpus needs to be made of them."""
-    return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in AUDIO and path.is_file())
+    return sorted(
+        path for path in folder.glob(pattern) if path.suffix.lower() in AUDIO and path.is_file()
+    )
 
 
 def scan(root: Path) -> dict[str, tuple[int, int]]:
@@ -95,7 +105,9 @@ def read_folder(root: Path, files: dict, notes: list[str]) -> tuple[str, list[di
         matches = (re.search(rf"(?:^|/){pattern}\.\w+$", file, re.IGNORECASE) for file in sounds)
         if found := [(match.string, match.groupdict()) for match in matches if match]:
             break
-    labels = {file.lower(): root / file for file in files}  # TIMIT comes in upper case and in lower case
+    labels = {
+        file.lower(): root / file for file in files
+    }  # TIMIT comes in upper case and in lower case
     transcripts, sexes = _read_lists(root, files, layout)
     entries = []
     for file, fields in found:
@@ -105,15 +117,31 @@ def read_folder(root: Path, files: dict, notes: list[str]) -> tuple[str, list[di
         if layout == "VoiceBank" and speaker.lower() in VOICEBANK_DEV:
             split = "dev"
         elif layout == "TIMIT" and split == "test":
-            split = "test" if speaker.lower() in TIMIT_TEST else "dev" if speaker.lower() in TIMIT_DEV else ""
+            split = (
+                "test"
+                if speaker.lower() in TIMIT_TEST
+                else "dev"
+                if speaker.lower() in TIMIT_DEV
+                else ""
+            )
         stem = os.path.splitext(file.lower())[0]
         text = transcripts.get(os.path.basename(stem), "")
         if not text and f"{stem}.txt" in labels:
             text = read_text(labels[f"{stem}.txt"])
-            text = re.sub(r"^\d+ \d+ ", "", text) if layout == "TIMIT" else text  # first and last sample
+            text = (
+                re.sub(r"^\d+ \d+ ", "", text) if layout == "TIMIT" else text
+            )  # first and last sample
         sex = sexes.get(speaker) or (speaker[0].upper() if layout == "TIMIT" else "")
-        known = {"path": file, "speaker": speaker, "split": split, "sex": sex, "condition": condition}
-        entries.append(known | {"text": " ".join(text.split()), "phones": str(labels.get(f"{stem}.phn", ""))})
+        known = {
+            "path": file,
+            "speaker": speaker,
+            "split": split,
+            "sex": sex,
+            "condition": condition,
+        }
+        entries.append(
+            known | {"text": " ".join(text.split()), "phones": str(labels.get(f"{stem}.phn", ""))}
+        )
     entries = [entry for entry in entries if entry["split"]] or entries
     if left_out := len(sounds) - len(entries):
         what = f"{left_out} of {len(sounds)} audio files, which are in none of its splits"
@@ -130,7 +158,9 @@ def _read_lists(root: Path, files: dict, layout: str) -> tuple[dict[str, str], d
         if name == "speakers.tsv":  # columns speaker, sex
             sexes.update((row.get("speaker"), row.get("sex")) for row in _read_table(root / file))
         elif name == "speakers.txt":  # LibriSpeech: 19 | F | train-clean-100 | …
-            rows = (line.split("|") for line in read_text(root / file).splitlines() if line[:1] != ";")
+            rows = (
+                line.split("|") for line in read_text(root / file).splitlines() if line[:1] != ";"
+            )
             sexes.update((row[0].strip(), row[1].strip()) for row in rows if len(row) > 1)
         elif name.endswith(".trans.txt"):  # LibriSpeech: 19-198-0000 NORTHANGER ABBEY
             rows = (line.partition(" ") for line in read_text(root / file).splitlines())
@@ -161,13 +191,23 @@ def read_manifest(manifest: Path) -> list[dict]:
         if missing := [column for column in needed if not row.get(column)]:
             raise CorpusError(f"{where}: no {' or '.join(missing)}; {form}")
         if row["split"] not in ("train", "dev", "test"):
-            raise CorpusError(f"{where}: unknown split {row['split']!r}; right are train, dev, test")
+            raise CorpusError(
+                f"{where}: unknown split {row['split']!r}; right are train, dev, test"
+            )
         for column in ("path", "phones"):
             if row.get(column) and not os.path.isfile(path := manifest.parent / row[column]):
-                raise CorpusError(f"{where}: no such file: {path} (paths start from the manifest's folder)")
-        if (first := lines.setdefault(os.path.realpath(manifest.parent / row["path"]), number)) != number:
-            raise CorpusError(f"{where}: {row['path']} stands in line {first} already; each file belongs to one split")
-        entries.append({key: row.get(key) or "" for key in (*needed, "text", "phones", "sex", "condition")})
+                raise CorpusError(
+                    f"{where}: no such file: {path} (paths start from the manifest's folder)"
+                )
+        if (
+            first := lines.setdefault(os.path.realpath(manifest.parent / row["path"]), number)
+        ) != number:
+            raise CorpusError(
+                f"{where}: {row['path']} stands in line {first} already; each file belongs to one split"
+            )
+        entries.append(
+            {key: row.get(key) or "" for key in (*needed, "text", "phones", "sex", "condition")}
+        )
         entries[-1]["phones"] = str(manifest.parent / row["phones"]) if row.get("phones") else ""
     if not entries:
         raise CorpusError(f"{manifest}: no rows; {form}")
@@ -179,7 +219,9 @@ def _name(entries: list[dict], root: Path) -> None:
     """Give the entries, whose paths start from `root`, unique names: the file's, with the speaker where that is not
     unique, else the path. Puts `root` before their paths."""
     for form in ("{stem}", "{speaker}-{stem}", "{path}", "{number}-{stem}"):
-        names = [form.format(number=k, stem=Path(e["path"]).stem, **e) for k, e in enumerate(entries)]
+        names = [
+            form.format(number=k, stem=Path(e["path"]).stem, **e) for k, e in enumerate(entries)
+        ]
         names = [re.sub(r"[^\w.-]", "_", name) for name in names]
         if len(set(names)) == len(entries):
             break
@@ -192,18 +234,34 @@ def draw_splits(entries: list[dict], name: str, notes: list[str]) -> bool:
     speakers each, of the files where speakers are fewer than 5. A line is added to `notes` where splits are drawn.
     Returns whether there were none."""
     known = {entry["split"] for entry in entries}
-    wanted = ("dev", "test") if known == {""} else ("dev",) if "train" in known and "dev" not in known else ()
+    wanted = (
+        ("dev", "test")
+        if known == {""}
+        else ("dev",)
+        if "train" in known and "dev" not in known
+        else ()
+    )
     pool = [entry for entry in entries if entry["split"] in ("", "train")]
-    by, units = ("speaker", "speakers") if len({entry["speaker"] for entry in pool}) >= 5 else ("name", "files")
-    order = sorted({entry[by] for entry in pool}, key=lambda x: hashlib.sha256(os.fsencode(x)).digest())
+    by, units = (
+        ("speaker", "speakers")
+        if len({entry["speaker"] for entry in pool}) >= 5
+        else ("name", "files")
+    )
+    order = sorted(
+        {entry[by] for entry in pool}, key=lambda x: hashlib.sha256(os.fsencode(x)).digest()
+    )
     tenth = max(1, round(len(order) / 10))
     drawn = dict(zip(order[:-1], [split for split in wanted for _ in range(tenth)], strict=False))
     for entry in pool:
         entry["split"] = drawn.get(entry[by], "train")
     if drawn:
         counts = Counter(drawn.get(unit, "train") for unit in order)
-        shares = ", ".join(f"{counts[split]} {units} for {split}" for split in (*wanted, "train") if counts[split])
-        notes.append(f"{name}: found no {'splits' if known == {''} else 'dev split'}; drew {shares}")
+        shares = ", ".join(
+            f"{counts[split]} {units} for {split}" for split in (*wanted, "train") if counts[split]
+        )
+        notes.append(
+            f"{name}: found no {'splits' if known == {''} else 'dev split'}; drew {shares}"
+        )
     return known == {""}
 
 
@@ -220,7 +278,9 @@ def read_phones(path: str, end: float) -> list[tuple[int, int, str]]:
                 raise ValueError
         except ValueError:
             form = f"start stop label, in order and within the sound file's {end:.0f} samples"
-            raise CorpusError(f"{path}: line {number}: wrong phone label; each line should be: {form}") from None
+            raise CorpusError(
+                f"{path}: line {number}: wrong phone label; each line should be: {form}"
+            ) from None
         phones.append((start, stop, label))
         earliest = start
     return phones

@@ -37,9 +37,13 @@ class Utterance(NamedTuple):
     split: str  # train, dev, test
     start: int  # first sample in the packed file
     length: int  # samples
-    trim: tuple[int, int]  # first sample of the speech and the one after its last, counted from `start`
+    trim: tuple[
+        int, int
+    ]  # first sample of the speech and the one after its last, counted from `start`
     text: str = ""
-    phones: tuple[tuple[int, int, str], ...] = ()  # (start, stop, label) in samples counted from `start`
+    phones: tuple[
+        tuple[int, int, str], ...
+    ] = ()  # (start, stop, label) in samples counted from `start`
     sex: str = ""  # F, M or unknown
     condition: str = ""  # clean, noisy, channel, both or unknown
 
@@ -47,7 +51,9 @@ class Utterance(NamedTuple):
 def unpack(packed: np.ndarray, utterance: Utterance, trim: bool) -> np.ndarray:
     """An utterance of a packed file, float32 (samples,), max |s| = 1 over the untrimmed utterance."""
     first, stop = utterance.trim if trim else (0, utterance.length)
-    return np.asarray(packed[utterance.start + first : utterance.start + stop]) * np.float32(1 / 32767)
+    return np.asarray(packed[utterance.start + first : utterance.start + stop]) * np.float32(
+        1 / 32767
+    )
 
 
 def decode(entries: list[dict], notes: list[str]) -> Iterator[tuple[dict, np.ndarray]]:
@@ -69,15 +75,25 @@ def decode(entries: list[dict], notes: list[str]) -> Iterator[tuple[dict, np.nda
         scale = audio.SAMPLE_RATE / rate
         samples = len(waveform) * rate / audio.SAMPLE_RATE
         phones = layouts.read_phones(entry["phones"], samples) if entry["phones"] else ()
-        phones = tuple((round(start * scale), round(stop * scale), label) for start, stop, label in phones)
-        yield {key: value for key, value in entry.items() if key != "path"} | {"phones": phones}, waveform
+        phones = tuple(
+            (round(start * scale), round(stop * scale), label) for start, stop, label in phones
+        )
+        yield (
+            {key: value for key, value in entry.items() if key != "path"} | {"phones": phones},
+            waveform,
+        )
     if skipped:
         count = sum(map(len, skipped.values()))
-        reasons = [f"{len(files)} {reason} (first: {files[0]})" for reason, files in skipped.items()]
+        reasons = [
+            f"{len(files)} {reason} (first: {files[0]})" for reason, files in skipped.items()
+        ]
         notes.append(f"skipped {count} of {len(entries)} files: {', '.join(reasons)}")
     if converted:
         counts = sorted(converted.items())
-        origins = [f"{files} files from {rate} Hz / {n} channel{'s' * (n > 1)}" for (rate, n), files in counts]
+        origins = [
+            f"{files} files from {rate} Hz / {n} channel{'s' * (n > 1)}"
+            for (rate, n), files in counts
+        ]
         notes.append(f"converted to 16 kHz mono: {', '.join(origins)}")
 
 
@@ -88,10 +104,15 @@ def built_in(settings: dict) -> Iterator[tuple[dict, np.ndarray]]:
         yield fields, fields.pop("waveform").astype(np.float32)
 
 
-def lay_conditions(utterances: tuple[Utterance, ...], packed: np.ndarray) -> Iterator[tuple[dict, np.ndarray]]:
+def lay_conditions(
+    utterances: tuple[Utterance, ...], packed: np.ndarray
+) -> Iterator[tuple[dict, np.ndarray]]:
     """Utterances of a packed file, each in one of CONDITIONS; as `decode` gives them. Which one, and what noise and
     channel, is drawn for its name alone. Babble is speech of the same split, by other speakers where there are any."""
-    splits = {split: [u for u in utterances if u.split == split] for split in {u.split for u in utterances}}
+    splits = {
+        split: [u for u in utterances if u.split == split]
+        for split in {u.split for u in utterances}
+    }
     alone = {split for split, members in splits.items() if len({u.speaker for u in members}) < 2}
     for u in utterances:
 
@@ -102,7 +123,9 @@ def lay_conditions(utterances: tuple[Utterance, ...], packed: np.ndarray) -> Ite
                 if other.speaker != u.speaker or u.split in alone:
                     voice = unpack(packed, other, trim=True)
                     start = random.integers(len(voice))
-                    voices += np.resize(np.roll(voice, -start), samples) / np.sqrt(np.mean(voice**2))
+                    voices += np.resize(np.roll(voice, -start), samples) / np.sqrt(
+                        np.mean(voice**2)
+                    )
                     count += 1
             return voices
 
@@ -115,7 +138,9 @@ def lay_conditions(utterances: tuple[Utterance, ...], packed: np.ndarray) -> Ite
         )
 
 
-def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.ndarray]], notes: list[str]) -> None:
+def write(
+    folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.ndarray]], notes: list[str]
+) -> None:
     """Pack speech into `folder`, which appears only when it is whole; where it is there and damaged, its files are
     replaced. What is not among the fields is found out here: where an utterance begins, its length and its trim, and
     its split where there are none. CorpusError where there are no clips; OSError where `folder` cannot be written."""
@@ -133,7 +158,9 @@ def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.n
                 rows.append(fields | {"start": samples, "length": len(clip), "trim": trim})
                 samples += len(clip)
         if not rows:
-            raise CorpusError("; ".join([f"{name}: holds nothing that can be used as speech", *notes]))
+            raise CorpusError(
+                "; ".join([f"{name}: holds nothing that can be used as speech", *notes])
+            )
         drawn = layouts.draw_splits(rows, name, notes)
         about = {"layout": layout, "notes": notes, "drawn": drawn, "samples": samples}
         write_index(packed, about, (Utterance(**row) for row in rows))
@@ -143,7 +170,9 @@ def write(folder: Path, name: str, layout: str, clips: Iterable[tuple[dict, np.n
             if not folder.is_dir():
                 raise
             if read(folder) is None:  # else another process was first, with the same
-                for file in packed.iterdir():  # not the folder: another process may be about to open its files
+                for file in (
+                    packed.iterdir()
+                ):  # not the folder: another process may be about to open its files
                     file.replace(folder / file.name)
 
 
@@ -176,7 +205,9 @@ def read(folder: Path) -> Packed | None:
         if digest.hexdigest() != (folder / "index.sha256").read_text():
             return None
         about = columns.pop("about")
-        packed = np.memmap(folder / "waveforms.int16", dtype="<i2", mode="r", shape=(about.pop("samples"),))
+        packed = np.memmap(
+            folder / "waveforms.int16", dtype="<i2", mode="r", shape=(about.pop("samples"),)
+        )
         utterances = tuple(map(Utterance._make, zip(*columns.values(), strict=True)))
         return Packed(utterances=utterances, samples=packed, **about)
     except (OSError, TypeError, ValueError):

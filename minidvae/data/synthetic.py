@@ -88,7 +88,9 @@ class Speaker:
     f0: float  # mean F0 of the voice, Hz
     f0_range: float  # factor on all F0 movements
     vocal_tract_length: float  # cm
-    formant_factors: tuple[float, ...]  # deviation of F1 ... F8 from the table, beside the vocal-tract length
+    formant_factors: tuple[
+        float, ...
+    ]  # deviation of F1 ... F8 from the table, beside the vocal-tract length
     open_quotient: float  # part of the glottal cycle in which the glottis is open
     breathiness: float  # aspiration noise relative to voicing in a vowel, dB
     tilt: float  # attenuation of voicing at 3 kHz by the return phase of the glottal pulse, dB
@@ -137,7 +139,10 @@ class Tracks(NamedTuple):
 
 def _make_speaker(seed: int, split: str, number: int) -> Speaker:
     """A woman where the number is even, else a man."""
-    rng, sex = np.random.default_rng([seed, SPLITS.index(split), number]), "M" if number % 2 else "F"
+    rng, sex = (
+        np.random.default_rng([seed, SPLITS.index(split), number]),
+        "M" if number % 2 else "F",
+    )
     if sex == "F":
         mean, spread, lowest, highest, length = 205, 0.12, 165, 270, (14.9, 0.5)
         open_quotient, breathiness, tilt = (0.5, 0.75), (-32, -18), (0.5, 9)
@@ -148,14 +153,21 @@ def _make_speaker(seed: int, split: str, number: int) -> Speaker:
     f0_range, length = rng.uniform(0.8, 1.8), rng.normal(*length)
     formant_factors = tuple(np.exp(rng.normal(0, [0.02] * 3 + [0.03] * 5)).tolist())
     jitter, shimmer, rate = (0.004, 0.012), (0.02, 0.06), (0.85, 1.2)
-    others = [rng.uniform(*between) for between in (open_quotient, breathiness, tilt, jitter, shimmer, rate)]
-    return Speaker(f"{split}-{number:02d}{sex}", sex, split, f0, f0_range, length, formant_factors, *others)
+    others = [
+        rng.uniform(*between)
+        for between in (open_quotient, breathiness, tilt, jitter, shimmer, rate)
+    ]
+    return Speaker(
+        f"{split}-{number:02d}{sex}", sex, split, f0, f0_range, length, formant_factors, *others
+    )
 
 
 def make_speakers(seed: int = 0, train: int = 32, dev: int = 8, test: int = 8) -> list[Speaker]:
     """The speakers of each split, women and men alternating. A speaker depends on seed, split and number only."""
     counts = zip(SPLITS, (train, dev, test), strict=True)
-    return [_make_speaker(seed, split, number) for split, count in counts for number in range(count)]
+    return [
+        _make_speaker(seed, split, number) for split, count in counts for number in range(count)
+    ]
 
 
 def make_sentence(split: str, rng: Generator) -> list[str]:
@@ -175,7 +187,9 @@ def _timing(speaker: Speaker, words: list[str], rng: Generator) -> list[Segment]
 
     def add(label, duration, stress="", release=0.0):
         start = segments[-1].stop if segments else 0
-        segments.append(Segment(label, stress, start, start + round(duration + release), round(release)))
+        segments.append(
+            Segment(label, stress, start, start + round(duration + release), round(release))
+        )
 
     add("sil", rng.uniform(120, 250))
     for word, following_word in zip(words, [*words[1:], ","], strict=True):
@@ -202,7 +216,9 @@ def _timing(speaker: Speaker, words: list[str], rng: Generator) -> list[Segment]
             if phone.manner == "stop" and phone.voicing == -np.inf:
                 if i > 0 and labels[i - 1] == "s":
                     release *= 0.25
-                elif following is None or following.manner != "vowel" or symbols[i + 1].endswith("0"):
+                elif (
+                    following is None or following.manner != "vowel" or symbols[i + 1].endswith("0")
+                ):
                     release *= 0.5
             duration = phone.minimum + max(0.0, phone.duration * factor - phone.minimum)
             if phone.manner == "affricate":
@@ -242,11 +258,17 @@ def _formant_targets(segments: list[Segment], length: int, rng: Generator) -> np
             locus, slope = np.array(phone.formants, float), phone.slope * np.array([0, 1, 1])
             begin = locus + slope * ((before or after)[0] - locus)
             end = locus + slope * ((after or before)[0] - locus)
-            edges = (0.35 * duration,) * 2 if phone.manner == "glide" else (min(10, 0.2 * duration),) * 2
+            edges = (
+                (0.35 * duration,) * 2
+                if phone.manner == "glide"
+                else (min(10, 0.2 * duration),) * 2
+            )
         times += [segment.start + edges[0], segment.stop - min(50, edges[1])]
         values += [begin * np.exp(rng.normal(0, 0.02, 3)), end * np.exp(rng.normal(0, 0.02, 3))]
     grid = np.arange(length)
-    return _smooth(np.stack([np.interp(grid, times, column) for column in np.array(values).T], axis=1), 30)
+    return _smooth(
+        np.stack([np.interp(grid, times, column) for column in np.array(values).T], axis=1), 30
+    )
 
 
 def _f0_contour(speaker: Speaker, segments: list[Segment], rng: Generator) -> np.ndarray:
@@ -289,7 +311,9 @@ def articulate(speaker: Speaker, words: list[str], rng: Generator) -> Tracks:
     count = int(np.sum(nominal < 0.49 * SAMPLE_RATE))
     formants = np.tile(nominal[:count], (length, 1))
     formants[:, :3] = scale * _formant_targets(segments, length, rng)
-    formants[:, 3:] *= (formants[:, 2:3] / nominal[2]) ** 0.15  # as F4 with F3, Hillenbrand et al. (1995)
+    formants[:, 3:] *= (
+        formants[:, 2:3] / nominal[2]
+    ) ** 0.15  # as F4 with F3, Hillenbrand et al. (1995)
     formants *= np.array(speaker.formant_factors[:count])
     bandwidths = np.tile([100.0, 100, 150, 180, 250, 400, 500, 600][:count], (length, 1))
     nasal_pole = 270 * scale
@@ -312,7 +336,9 @@ def articulate(speaker: Speaker, words: list[str], rng: Generator) -> Tracks:
         elif label == "hh":
             aspiration[here] = _amplitude(-12)
         elif phone.manner in ("stop", "affricate"):
-            tilt[here] += 25  # only the low frequencies of voicing pass the closed lips or tongue: voice bar
+            tilt[here] += (
+                25  # only the low frequencies of voicing pass the closed lips or tongue: voice bar
+            )
             if segments[i - 1].label == "sil":
                 voicing[start : stop - release] = 0  # no voice bar after a pause
             if phone.manner == "stop" and phone.voicing == -np.inf:
@@ -320,9 +346,24 @@ def articulate(speaker: Speaker, words: list[str], rng: Generator) -> Tracks:
     loudness = _smooth(loudness, 80)
     tilt = _smooth(tilt - 0.4 * loudness, 20)  # soft voices close the glottis less abruptly
     bandwidths, nasal_zero = _smooth(bandwidths, 30), _smooth(nasal_zero, 60)
-    voicing, aspiration, loudness = _smooth(voicing, 16), _smooth(aspiration, 12), _amplitude(loudness)
+    voicing, aspiration, loudness = (
+        _smooth(voicing, 16),
+        _smooth(aspiration, 12),
+        _amplitude(loudness),
+    )
     f0 = _f0_contour(speaker, segments, rng)
-    return Tracks(segments, f0, formants, bandwidths, nasal_pole, nasal_zero, tilt, voicing, aspiration, loudness)
+    return Tracks(
+        segments,
+        f0,
+        formants,
+        bandwidths,
+        nasal_pole,
+        nasal_zero,
+        tilt,
+        voicing,
+        aspiration,
+        loudness,
+    )
 
 
 def _resonator(frequency: np.ndarray, bandwidth: np.ndarray | float) -> np.ndarray:
@@ -340,7 +381,9 @@ def _tract(tracks: Tracks, rows: np.ndarray, n: int) -> np.ndarray:
     for a, b, c in sections.transpose(1, 2, 0)[..., None]:  # times (a + b z^-1 + c z^-2)
         padded = np.pad(poles, ((0, 0), (2, 2)))
         poles = a * padded[:, 2:] + b * padded[:, 1:-1] + c * padded[:, :-2]
-    losses = np.cos(np.pi * np.arange(n // 2 + 1) / n)  # towards 8 kHz, where the cascade leaves out formants
+    losses = np.cos(
+        np.pi * np.arange(n // 2 + 1) / n
+    )  # towards 8 kHz, where the cascade leaves out formants
     return losses * rfft(_resonator(tracks.nasal_zero[rows], 100.0), n) / rfft(poles, n)
 
 
@@ -353,7 +396,9 @@ def _glottal_pulse(open_time: np.ndarray, tilt: np.ndarray, n: int) -> np.ndarra
     first = np.exp(s) - 1 - s  # the Fourier integrals of x and x^2 by parts, without dividing twice
     pulse = open_time[:, None] * (2 * first - 3 * (2 * first - s * s) / s) / (s * s)
     cutoff = 2 * np.pi * 3000 / np.sqrt(10 ** (tilt[:, None] / 10) - 1)
-    return np.pad(pulse / (1 + 1j * omega / cutoff), ((0, 0), (1, 0)))  # no flow derivative at frequency 0
+    return np.pad(
+        pulse / (1 + 1j * omega / cutoff), ((0, 0), (1, 0))
+    )  # no flow derivative at frequency 0
 
 
 def _overlap_add(frames: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
@@ -369,7 +414,9 @@ def _voiced(speaker: Speaker, tracks: Tracks, phase: np.ndarray, rng: Generator)
     """Glottal pulses through the vocal tract."""
     n, lead = 1024, 256
     cycles = np.arange(1, int(phase[-1]))
-    instants = np.interp(cycles + rng.normal(0, speaker.jitter, len(cycles)), phase, np.arange(len(phase)))
+    instants = np.interp(
+        cycles + rng.normal(0, speaker.jitter, len(cycles)), phase, np.arange(len(phase))
+    )
     rows = (instants / MILLISECOND).astype(int)
     amplitude = tracks.voicing[rows] * (1 + rng.normal(0, speaker.shimmer, len(cycles)))
     sounding = amplitude > 1e-3
@@ -381,7 +428,9 @@ def _voiced(speaker: Speaker, tracks: Tracks, phase: np.ndarray, rng: Generator)
     return _overlap_add(irfft(spectrum * _tract(tracks, rows, n), n), starts, len(phase))
 
 
-def _aspirated(tracks: Tracks, envelope: np.ndarray, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
+def _aspirated(
+    tracks: Tracks, envelope: np.ndarray, rng: Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """White noise of the given envelope through the vocal tract, and the gain of the tract at each frame."""
     n, hop = 512, 5 * MILLISECOND
     noise = np.pad(envelope * rng.standard_normal(len(envelope)), hop)
@@ -389,10 +438,14 @@ def _aspirated(tracks: Tracks, envelope: np.ndarray, rng: Generator) -> tuple[np
     window = 0.5 - 0.5 * np.cos(np.pi * np.arange(2 * hop) / hop)
     response = _tract(tracks, np.minimum(starts // MILLISECOND, len(tracks.f0) - 1), n)
     frames = rfft(noise[starts[:, None] + np.arange(2 * hop)] * window, n) * response
-    return _overlap_add(irfft(frames, n), starts - hop, len(envelope)), np.mean(np.abs(response) ** 2, axis=1)
+    return _overlap_add(irfft(frames, n), starts - hop, len(envelope)), np.mean(
+        np.abs(response) ** 2, axis=1
+    )
 
 
-def _frication(speaker: Speaker, tracks: Tracks, modulation: np.ndarray, rng: Generator) -> np.ndarray:
+def _frication(
+    speaker: Speaker, tracks: Tracks, modulation: np.ndarray, rng: Generator
+) -> np.ndarray:
     """Noise of fricatives, bursts and affricates: a sum of resonances, their levels relative to a vowel."""
     out, scale = np.zeros(len(modulation)), REFERENCE_LENGTH / speaker.vocal_tract_length
     for label, _, start, stop, release in tracks.segments:
@@ -425,10 +478,16 @@ def render(speaker: Speaker, tracks: Tracks, rng: Generator) -> np.ndarray:
     """Sound of control tracks, float64 at SAMPLE_RATE with max |s| = 1."""
     length = len(tracks.f0) * MILLISECOND
     time = np.arange(length) / MILLISECOND
-    phase = np.cumsum(np.repeat(tracks.f0, MILLISECOND)) / SAMPLE_RATE  # the glottis closes at whole cycles
+    phase = (
+        np.cumsum(np.repeat(tracks.f0, MILLISECOND)) / SAMPLE_RATE
+    )  # the glottis closes at whole cycles
     amplitudes = tracks.voicing, tracks.aspiration, tracks.loudness
-    voicing, aspiration, loudness = (np.interp(time, np.arange(len(track)), track) for track in amplitudes)
-    vowels = np.repeat([s.stress != "" for s in tracks.segments], [s.stop - s.start for s in tracks.segments])
+    voicing, aspiration, loudness = (
+        np.interp(time, np.arange(len(track)), track) for track in amplitudes
+    )
+    vowels = np.repeat(
+        [s.stress != "" for s in tracks.segments], [s.stop - s.start for s in tracks.segments]
+    )
     # Noise is strongest around the closure; the levels of noise are relative to the voicing of vowels.
     modulation = 1 + 0.5 * np.cos(2 * np.pi * phase)
     breath = voicing * _amplitude(speaker.breathiness) * modulation
@@ -444,7 +503,9 @@ def render(speaker: Speaker, tracks: Tracks, rng: Generator) -> np.ndarray:
 
 def _babble(n: int, rng: Generator) -> np.ndarray:
     """Eight talkers of speech-shaped noise, each modulated at a syllable rate of 3 to 6 Hz."""
-    talkers = lfilter([1.0], [1.0, -0.85], lfilter([1.0, -1.0], [1.0, -0.97], rng.standard_normal((8, n))))
+    talkers = lfilter(
+        [1.0], [1.0, -0.85], lfilter([1.0, -1.0], [1.0, -0.97], rng.standard_normal((8, n)))
+    )
     rate, start = rng.uniform(3, 6, (8, 1)), rng.uniform(0, 2 * np.pi, (8, 1))
     return (talkers * (1 + np.sin(2 * np.pi * rate * np.arange(n) / SAMPLE_RATE + start))).sum(0)
 
@@ -463,7 +524,9 @@ def make_noise(kind: str, n: int, rng: Generator, babble: Callable = _babble) ->
     frequencies, decays = rng.uniform(2e3, 6e3, len(blows)), rng.uniform(60, 250, len(blows))
     clatter, t = np.zeros(n + SAMPLE_RATE // 5), np.arange(SAMPLE_RATE // 5) / SAMPLE_RATE
     for start, frequency, decay in zip(blows, frequencies, decays, strict=True):
-        clatter[start : start + len(t)] += rng.exponential() * np.exp(-decay * t) * np.sin(2 * np.pi * frequency * t)
+        clatter[start : start + len(t)] += (
+            rng.exponential() * np.exp(-decay * t) * np.sin(2 * np.pi * frequency * t)
+        )
     return clatter[:n] + 0.5 * voices * np.sqrt(np.mean(clatter[:n] ** 2) / np.mean(voices**2))
 
 
@@ -472,7 +535,9 @@ def at_ratio(noise: np.ndarray, speech: np.ndarray, ratio: float) -> np.ndarray:
     return noise * np.sqrt(np.mean(speech**2) / np.mean(noise**2)) * _amplitude(-ratio)
 
 
-def apply_condition(waveform: np.ndarray, condition: str, rng: Generator, babble: Callable = _babble) -> np.ndarray:
+def apply_condition(
+    waveform: np.ndarray, condition: str, rng: Generator, babble: Callable = _babble
+) -> np.ndarray:
     """An utterance (samples,) with one of CONDITIONS over it; its type and peak are kept. "channel" is a spectral
     tilt of up to 6 dB per octave either way, a low cut, three peaks or dips of up to 10 dB; "noise" is one of NOISES at
     a signal-to-noise ratio of 5 to 15 dB; "both" is the channel, then the noise. `babble(samples, rng)` → (samples,)
@@ -508,6 +573,8 @@ def generate(seed=0, speakers=(32, 8, 8), utterances=10) -> Iterator[Utterance]:
             words = make_sentence(split, rng)
             tracks = articulate(speaker, words, rng)
             samples = np.rint(0.99 * 32767 * render(speaker, tracks, rng)).astype(np.int16)
-            phones = tuple((s.start * MILLISECOND, s.stop * MILLISECOND, s.label) for s in tracks.segments)
+            phones = tuple(
+                (s.start * MILLISECOND, s.stop * MILLISECOND, s.label) for s in tracks.segments
+            )
             text, name = " ".join(word for word in words if word != ","), f"{speaker.name}-{k:02d}"
             yield Utterance(name, speaker.name, split, speaker.sex, samples, text, phones)

@@ -16,7 +16,9 @@ except ImportError:  # not on this platform: the definitions below are read, and
     from types import SimpleNamespace
 
     HAS_TRITON, INTERPRETED = False, False
-    triton = SimpleNamespace(jit=lambda function=None, **options: function or (lambda function: function))
+    triton = SimpleNamespace(
+        jit=lambda function=None, **options: function or (lambda function: function)
+    )
     tl = SimpleNamespace(constexpr=lambda value: value)
 else:
     HAS_TRITON, INTERPRETED = True, triton.knobs.runtime.interpret
@@ -89,13 +91,19 @@ def launchable(*tensors: Tensor | None) -> bool:
 def exact_products() -> bool:
     """Whether the user wants products of float32 matrices exact, not in TF32."""
     matmul = torch.backends.cuda.matmul
-    return matmul.fp32_precision in ("none", "ieee") if hasattr(matmul, "fp32_precision") else not matmul.allow_tf32
+    return (
+        matmul.fp32_precision in ("none", "ieee")
+        if hasattr(matmul, "fp32_precision")
+        else not matmul.allow_tf32
+    )
 
 
 def differentiates_once(name: str) -> None:
     """Raises RuntimeError in a backward pass whose gradient is to be differentiated itself, as by create_graph=True."""
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{name} differentiates once; for a gradient of its gradient use {name}_reference")
+        raise RuntimeError(
+            f"{name} differentiates once; for a gradient of its gradient use {name}_reference"
+        )
 
 
 def without_autocast(device: torch.device):

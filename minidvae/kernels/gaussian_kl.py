@@ -10,7 +10,10 @@ from .common import as_rows, differentiates_once, launchable, row_tiles, store, 
 
 
 def gaussian_kl_reference(
-    q_mean: Tensor, q_log_variance: Tensor, p_mean: Tensor | None = None, p_log_variance: Tensor | None = None
+    q_mean: Tensor,
+    q_log_variance: Tensor,
+    p_mean: Tensor | None = None,
+    p_log_variance: Tensor | None = None,
 ) -> Tensor:
     """KL(q ‖ p) = ½ Σ_d ( lp − lq + (e^{lq} + (μq − μp)²)·e^{−lp} − 1 )
 
@@ -35,7 +38,9 @@ def gaussian_kl_kernel(
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     if upstream_ptr is not None:
-        upstream = tl.load(upstream_ptr + row * upstream_stride, mask=row < rows, other=0).to(tl.float32)
+        upstream = tl.load(upstream_ptr + row * upstream_stride, mask=row < rows, other=0).to(
+            tl.float32
+        )
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]
         inside = (row < rows) & (column < columns)
@@ -47,7 +52,9 @@ def gaussian_kl_kernel(
             pl = tl.load(pl_ptr + row * pl_stride + column, mask=inside, other=0).to(tl.float32)
             precision, distance, log_ratio = tl.exp(-pl), qm - pm, ql - pl
         if upstream_ptr is None:
-            total += 0.5 * (tl.exp(log_ratio) - log_ratio + distance * distance * precision - 1)  # 0 outside
+            total += 0.5 * (
+                tl.exp(log_ratio) - log_ratio + distance * distance * precision - 1
+            )  # 0 outside
         else:
             d_mean, d_ql = upstream * distance * precision, 0.5 * upstream * (tl.exp(log_ratio) - 1)
             at = row * columns + column
@@ -75,11 +82,16 @@ class FusedGaussianKL(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         differentiates_once("gaussian_kl")
         wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants else None for x, wants in wanted]
+        gradients = [
+            torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants else None
+            for x, wants in wanted
+        ]
         upstream = upstream.reshape(-1)
         rows, strides, (grid, tile) = arguments(ctx.saved_tensors, upstream)
         with torch.cuda.device_of(upstream):
-            gaussian_kl_kernel[grid](*rows, None, upstream, *gradients, *strides, *rows[0].shape, **tile)
+            gaussian_kl_kernel[grid](
+                *rows, None, upstream, *gradients, *strides, *rows[0].shape, **tile
+            )
         return tuple(gradients)
 
 
@@ -115,7 +127,10 @@ class PlainGaussianKL(torch.autograd.Function):
 
 
 def gaussian_kl(
-    q_mean: Tensor, q_log_variance: Tensor, p_mean: Tensor | None = None, p_log_variance: Tensor | None = None
+    q_mean: Tensor,
+    q_log_variance: Tensor,
+    p_mean: Tensor | None = None,
+    p_log_variance: Tensor | None = None,
 ) -> Tensor:
     """`gaussian_kl_reference` by the fastest path for these tensors; traced, its definition. Differentiable once."""
     inputs = (q_mean, q_log_variance, p_mean, p_log_variance)

@@ -33,7 +33,9 @@ def is_divergence_kernel(
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     if upstream_ptr is not None:
-        upstream = tl.load(upstream_ptr + row * upstream_stride, mask=row < rows, other=0).to(tl.float32)
+        upstream = tl.load(upstream_ptr + row * upstream_stride, mask=row < rows, other=0).to(
+            tl.float32
+        )
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)[None, :]
         inside = (row < rows) & (column < columns)
@@ -60,7 +62,9 @@ class FusedISDivergence(torch.autograd.Function):
         x, l = as_rows(x), as_rows(log_variance)  # noqa: E741
         grid, tile = row_tiles(x)
         with torch.cuda.device_of(x):
-            is_divergence_kernel[grid](x, l, value, None, None, x.stride(0), l.stride(0), 0, *x.shape, FLOOR, **tile)
+            is_divergence_kernel[grid](
+                x, l, value, None, None, x.stride(0), l.stride(0), 0, *x.shape, FLOOR, **tile
+            )
         return value
 
     @staticmethod
@@ -72,7 +76,9 @@ class FusedISDivergence(torch.autograd.Function):
         grid, tile = row_tiles(x)
         strides = x.stride(0), l.stride(0), upstream.stride(0)
         with torch.cuda.device_of(x):
-            is_divergence_kernel[grid](x, l, None, upstream, gradient, *strides, *x.shape, FLOOR, **tile)
+            is_divergence_kernel[grid](
+                x, l, None, upstream, gradient, *strides, *x.shape, FLOOR, **tile
+            )
         return None, gradient
 
 
@@ -98,10 +104,16 @@ class PlainISDivergence(torch.autograd.Function):
 
 def is_divergence(x: Tensor, log_variance: Tensor) -> Tensor:
     """`is_divergence_reference` by the fastest path for these tensors; traced, its definition. Differentiable once."""
-    alike = x.shape == log_variance.shape and x.device == log_variance.device and not x.requires_grad
+    alike = (
+        x.shape == log_variance.shape and x.device == log_variance.device and not x.requires_grad
+    )
     if alike and not torch.compiler.is_compiling():
         if x.is_cuda and launchable(x, log_variance):
             return is_divergence_fused(x, log_variance)
-        if not x.is_cuda and x.dtype == log_variance.dtype and x.dtype in (torch.float32, torch.float64):
+        if (
+            not x.is_cuda
+            and x.dtype == log_variance.dtype
+            and x.dtype in (torch.float32, torch.float64)
+        ):
             return PlainISDivergence.apply(x, log_variance)
     return is_divergence_reference(x, log_variance)

@@ -33,11 +33,21 @@ class ScanArguments(NamedTuple):
     posterior: Sequence[tuple[Tensor, Tensor]]  # weight and bias of each further layer
     transition: Sequence[tuple[Tensor, Tensor]] = ()  # of each layer
     lstm: Sequence[LSTMWeights] = ()
-    gates: Tensor | None = None  # (batch, frames, 4·hidden), in place of the first LSTM layer's bias
+    gates: Tensor | None = (
+        None  # (batch, frames, 4·hidden), in place of the first LSTM layer's bias
+    )
 
 
 def latent_scan_reference(
-    inputs, noise, state, first, posterior, transition=(), lstm=(), gates=None, activation: str = "tanh"
+    inputs,
+    noise,
+    state,
+    first,
+    posterior,
+    transition=(),
+    lstm=(),
+    gates=None,
+    activation: str = "tanh",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Arguments: as in `ScanArguments`; activation: "tanh" or "relu".
 
@@ -72,7 +82,9 @@ class LatentScan(torch.autograd.Function):
     def forward(ctx, passes, activation, form, *tensors):
         given = tree_unflatten(tensors, form)
         outputs, written = passes.forward(given, activation)
-        saved, ctx.form = tree_flatten((given._replace(inputs=None, noise=None, gates=None), outputs, written))
+        saved, ctx.form = tree_flatten(
+            (given._replace(inputs=None, noise=None, gates=None), outputs, written)
+        )
         ctx.save_for_backward(*saved)
         ctx.passes, ctx.activation = passes, activation
         return outputs
@@ -86,19 +98,31 @@ class LatentScan(torch.autograd.Function):
         return None, None, None, *tree_leaves(gradients)
 
 
-def apply(passes, arguments: ScanArguments, activation: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def apply(
+    passes, arguments: ScanArguments, activation: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tensors, form = tree_flatten(arguments)
     return LatentScan.apply(passes, activation, form, *tensors)
 
 
-def latent_scan_fused(*arguments, activation: str = "tanh", **named) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def latent_scan_fused(
+    *arguments, activation: str = "tanh", **named
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`latent_scan_reference` in one launch, and one backward, of a Triton kernel, for what is `fusible`. The gradient
     of its gradient is an error."""
     return apply(latent_scan_triton, ScanArguments(*arguments, **named), activation)
 
 
 def latent_scan(
-    inputs, noise, state, first, posterior, transition=(), lstm=(), gates=None, activation: str = "tanh"
+    inputs,
+    noise,
+    state,
+    first,
+    posterior,
+    transition=(),
+    lstm=(),
+    gates=None,
+    activation: str = "tanh",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`latent_scan_reference`, by the fastest path for these tensors; all are brought to the dtype of the noise. The
     gradient of its gradient is an error, except where the definition serves."""
@@ -110,7 +134,12 @@ def latent_scan(
         sequences = [sequence for sequence in (given.inputs, given.gates) if sequence is not None]
         fits = all(sequence.shape[:2] == noise.shape[:2] for sequence in sequences)
         fits = fits and all(len(part) == len(noise) for part in tree_leaves(given.state))
-        if not fits or noise.dtype not in (torch.float32, torch.float64) or len(lstm) > 1 or noise.requires_grad:
+        if (
+            not fits
+            or noise.dtype not in (torch.float32, torch.float64)
+            or len(lstm) > 1
+            or noise.requires_grad
+        ):
             return latent_scan_reference(*given, activation)
         fused = noise.is_cuda and latent_scan_triton.fusible(given)
         return apply(latent_scan_triton if fused else latent_scan_loop, given, activation)

@@ -25,7 +25,9 @@ class Sequences(NamedTuple):
     u: list[Tensor]  # after each layer of the posterior; the last is [μ, λ]
     a: list[Tensor]  # z, and after each layer of the transition
     s: Tensor
-    a_and_s: Tensor | None = None  # with an LSTM side by side in memory, so that one product makes all gates
+    a_and_s: Tensor | None = (
+        None  # with an LSTM side by side in memory, so that one product makes all gates
+    )
     gates: Tensor | None = None  # activated
     c: Tensor | None = None
     tanh_c: Tensor | None = None  # of c_{t+1}
@@ -58,7 +60,9 @@ def gate_views(gates: Tensor) -> list[tuple[Tensor, ...]]:
     return by_frame(gates[..., : 2 * hidden], *gates.split(hidden, dim=-1))
 
 
-def lstm_cell_backward(gates, c_before: Tensor, tanh_c: Tensor, dh: Tensor, dc: Tensor, d_gates) -> None:
+def lstm_cell_backward(
+    gates, c_before: Tensor, tanh_c: Tensor, dh: Tensor, dc: Tensor, d_gates
+) -> None:
     """The gradient of the gates before their activation, into d_gates; dc becomes the gradient of c_{t−1}."""
     i_and_f, i, f, g, o = gates
     di_and_df, di, df, dg, do = d_gates
@@ -95,7 +99,9 @@ def forward(given, activation: str) -> tuple[tuple[Tensor, ...], Sequences]:
         s_at[0].copy_(given.state[0])
 
     first = given.first.t()
-    posterior, transition = ([(w.t(), b) for w, b in layers] for layers in (given.posterior, given.transition))
+    posterior, transition = (
+        [(w.t(), b) for w, b in layers] for layers in (given.posterior, given.transition)
+    )
     mean, log_variance = written.u[-1].split(latent, dim=-1)
     drawn_at = by_frame(mean, log_variance, given.noise.transpose(0, 1))
     for t, inputs in enumerate(given.inputs.unbind(1)):
@@ -111,7 +117,9 @@ def forward(given, activation: str) -> tuple[tuple[Tensor, ...], Sequences]:
         if given.lstm:
             torch.addmm(known_at[t], a_and_s_at[t], w_gates, out=all_gates_at[t])
             lstm_cell_forward(gates_at[t], c_at[t], c_at[t + 1], tanh_c_at[t], s_at[t + 1])
-    return tuple(exchange(sequence) for sequence in (mean, log_variance, written.a[0], written.s)), written
+    return tuple(
+        exchange(sequence) for sequence in (mean, log_variance, written.a[0], written.s)
+    ), written
 
 
 def backward(given, activation: str, outputs, written: Sequences, d_outputs):
@@ -132,7 +140,9 @@ def backward(given, activation: str, outputs, written: Sequences, d_outputs):
         d_gates = torch.empty_like(written.gates)
         d_gates[-1] = 0
         dc = torch.zeros_like(written.c[0])
-        c_at, tanh_c_at, d_all_gates_at = (sequence.unbind(0) for sequence in (written.c, written.tanh_c, d_gates))
+        c_at, tanh_c_at, d_all_gates_at = (
+            sequence.unbind(0) for sequence in (written.c, written.tanh_c, d_gates)
+        )
         gates_at, d_gates_at = gate_views(written.gates), gate_views(d_gates)
 
     for t in reversed(range(len(a_at))):
@@ -145,7 +155,9 @@ def backward(given, activation: str, outputs, written: Sequences, d_outputs):
         if t == 0:
             break
         if given.lstm:
-            lstm_cell_backward(gates_at[t - 1], c_at[t - 1], tanh_c_at[t - 1], da, dc, d_gates_at[t - 1])
+            lstm_cell_backward(
+                gates_at[t - 1], c_at[t - 1], tanh_c_at[t - 1], da, dc, d_gates_at[t - 1]
+            )
             da, dh = (d_all_gates_at[t - 1] @ w_gates).split(widths, dim=-1)
             d_s_at[t - 1].add_(dh)
         for k in reversed(range(1, len(a))):
@@ -165,7 +177,9 @@ def backward(given, activation: str, outputs, written: Sequences, d_outputs):
     d_w_ih, d_w_hh = weight_gradient(d_gates[:-1], written.a_and_s[:-1]).split(widths, dim=1)
     has_gates = given.lstm[0].bias is None
     lstm = d_w_ih, d_w_hh, None if has_gates else d_gates.sum((0, 1))
-    return found._replace(state=[(d_s[0], dc)], lstm=[lstm], gates=d_gates.transpose(0, 1) if has_gates else None)
+    return found._replace(
+        state=[(d_s[0], dc)], lstm=[lstm], gates=d_gates.transpose(0, 1) if has_gates else None
+    )
 
 
 def weight_gradient(d_output: Tensor, layer_input: Tensor) -> Tensor:

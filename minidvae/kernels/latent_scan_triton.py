@@ -21,9 +21,20 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .common import dot, exact_products, launchable, tanh, tl, triton
-from .lstm_scan import add_products, cell_backward, cell_forward, load_gates, product, sequences, store_gates
+from .lstm_scan import (
+    add_products,
+    cell_backward,
+    cell_forward,
+    load_gates,
+    product,
+    sequences,
+    store_gates,
+)
 
-TILES, STAGES = (16, 32), 3  # depth of a tile of W_ih and W_hh, forward (four gates wide) and backward; in flight
+TILES, STAGES = (
+    (16, 32),
+    3,
+)  # depth of a tile of W_ih and W_hh, forward (four gates wide) and backward; in flight
 WIDEST, DEEPEST = 128, 4  # width of a layer, its products kept in registers; layers of an MLP
 SHARED = 160 * 1024  # bytes, of the 163 KiB that a program has on sm_80
 
@@ -83,7 +94,11 @@ def geometry(sizes: Plan, precision: str) -> dict[str, int]:
     """
     wide = sizes.lstm is not None or held_weights(sizes) > 8192
     stages = 1 if precision == "ieee" and wide else 3
-    return {"ROWS": 4 if precision == "ieee" else 16, "num_warps": 8 if wide else 4, "num_stages": stages}
+    return {
+        "ROWS": 4 if precision == "ieee" else 16,
+        "num_warps": 8 if wide else 4,
+        "num_stages": stages,
+    }
 
 
 def shared_memory(sizes: Plan, precision: str) -> int:
@@ -92,7 +107,9 @@ def shared_memory(sizes: Plan, precision: str) -> int:
     if sizes.lstm is not None:
         state = padded(sizes.state)
         widths = 4 * state, state + padded(sizes.after)  # forward, backward
-        elements = max(depth * (width + tile["ROWS"]) for depth, width in zip(TILES, widths, strict=True))
+        elements = max(
+            depth * (width + tile["ROWS"]) for depth, width in zip(TILES, widths, strict=True)
+        )
         in_flight = (STAGES - 1) * elements
     else:
         columns = sum(map(padded, sizes.outputs)) + 3 * padded(sizes.latent)
@@ -103,7 +120,11 @@ def shared_memory(sizes: Plan, precision: str) -> int:
 def fusible(given) -> bool:
     """Whether the kernels take these `ScanArguments`: float32, at most one LSTM layer, no layer or memory too large."""
     tensors = [tensor for tensor in tree_leaves(given) if tensor is not None]
-    if not launchable(*tensors) or any(tensor.dtype != torch.float32 for tensor in tensors) or len(given.lstm) > 1:
+    if (
+        not launchable(*tensors)
+        or any(tensor.dtype != torch.float32 for tensor in tensors)
+        or len(given.lstm) > 1
+    ):
         return False
     sizes, depth = plan(given), max(len(given.posterior), len(given.transition))
     widest = max(sizes.state, *sizes.inputs, *sizes.outputs)
@@ -129,7 +150,9 @@ def mask_of(inside, columns, WIDTH: tl.constexpr):
 def read(pointer, rows, inside, WIDTH: tl.constexpr, STRIDE: tl.constexpr):
     """WIDTH columns of some rows of a matrix, zeros in the padding"""
     columns = units_of(WIDTH)[None, :]
-    return tl.load(pointer + rows * STRIDE + columns, mask=mask_of(inside, columns, WIDTH), other=0.0)
+    return tl.load(
+        pointer + rows * STRIDE + columns, mask=mask_of(inside, columns, WIDTH), other=0.0
+    )
 
 
 @triton.jit
@@ -141,7 +164,9 @@ def write(pointer, rows, inside, values, WIDTH: tl.constexpr, STRIDE: tl.constex
 @triton.jit
 def read_weight(pointer, rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """Some rows and columns of a matrix (HEIGHT, WIDTH); of its transpose where rows lie in columns"""
-    return tl.load(pointer + rows * WIDTH + columns, mask=(rows < HEIGHT) & (columns < WIDTH), other=0.0)
+    return tl.load(
+        pointer + rows * WIDTH + columns, mask=(rows < HEIGHT) & (columns < WIDTH), other=0.0
+    )
 
 
 @triton.jit
@@ -152,7 +177,9 @@ def layer_weights(weights, PLAN: tl.constexpr, TRANSPOSED: tl.constexpr):
         rows, columns = units_of(PLAN.outputs[k]), units_of(PLAN.inputs[k])
         rows = rows[None, :] if TRANSPOSED else rows[:, None]
         columns = columns[:, None] if TRANSPOSED else columns[None, :]
-        found += (read_weight(weights + PLAN.weight[k], rows, columns, PLAN.outputs[k], PLAN.inputs[k]),)
+        found += (
+            read_weight(weights + PLAN.weight[k], rows, columns, PLAN.outputs[k], PLAN.inputs[k]),
+        )
     return found
 
 
@@ -161,7 +188,9 @@ def layer_biases(weights, PLAN: tl.constexpr):
     found = (0.0,)  # the first layer's is in `inputs`
     for k in tl.static_range(1, len(PLAN.outputs)):
         columns = units_of(PLAN.outputs[k])[None, :]
-        found += (tl.load(weights + PLAN.bias[k] + columns, mask=columns < PLAN.outputs[k], other=0.0),)
+        found += (
+            tl.load(weights + PLAN.bias[k] + columns, mask=columns < PLAN.outputs[k], other=0.0),
+        )
     return found
 
 
@@ -181,7 +210,10 @@ def read_inputs(inputs, noise, rows, inside, PLAN: tl.constexpr):
     """What a frame of the forward loop is given: ε, and the known share of the first layer (of μ and of λ)"""
     WIDTH: tl.constexpr = PLAN.outputs[0]
     STRIDE: tl.constexpr = WIDTH if PLAN.head > 0 else 2 * WIDTH
-    found = read(noise, rows, inside, PLAN.latent, PLAN.latent), read(inputs, rows, inside, WIDTH, STRIDE)
+    found = (
+        read(noise, rows, inside, PLAN.latent, PLAN.latent),
+        read(inputs, rows, inside, WIDTH, STRIDE),
+    )
     if PLAN.head == 0:
         found += (read(inputs + WIDTH, rows, inside, WIDTH, STRIDE),)
     return found
@@ -207,7 +239,9 @@ def forward_kernel(
         units = units_of(STATE)[None, :]
         of_state = mask_of(inside, units, STATE)
         w_ih, w_hh = weights + PLAN.lstm, weights + PLAN.lstm + 4 * STATE * PLAN.after
-        KNOWN_STRIDE: tl.constexpr = 0 if known is None else 4 * STATE  # all frames have the same bias
+        KNOWN_STRIDE: tl.constexpr = (
+            0 if known is None else 4 * STATE
+        )  # all frames have the same bias
         if known is None:
             known = w_hh + 4 * STATE * STATE
 
@@ -224,8 +258,12 @@ def forward_kernel(
         m = product(u, weight[HEAD], PRECISION) + (bias[HEAD] if HEAD > 0 else given[1])
         v = product(u, weight[HEAD + 1], PRECISION) + (bias[HEAD + 1] if HEAD > 0 else given[2])
         a = m + tl.exp(0.5 * v) * given[0]
-        if PLAN.lstm is None:  # the next frame's, on their way while this step runs; an LSTM needs the registers
-            given = read_inputs(inputs, noise, rows * frames + tl.minimum(t + 1, frames - 1), inside, PLAN)
+        if (
+            PLAN.lstm is None
+        ):  # the next frame's, on their way while this step runs; an LSTM needs the registers
+            given = read_inputs(
+                inputs, noise, rows * frames + tl.minimum(t + 1, frames - 1), inside, PLAN
+            )
         write(mean, now, inside, m, LATENT, LATENT)
         write(log_variance, now, inside, v, LATENT, LATENT)
         write(z, now, inside, a, LATENT, LATENT)
@@ -236,11 +274,19 @@ def forward_kernel(
             s = a
         else:
             values = load_gates(known + now * KNOWN_STRIDE + units, of_state, STATE)
-            a_t = z + now * LATENT if LAST == HEAD + 1 else layers + PLAN.column[LAST] + now * PLAN.columns
+            a_t = (
+                z + now * LATENT
+                if LAST == HEAD + 1
+                else layers + PLAN.column[LAST] + now * PLAN.columns
+            )
             tl.debug_barrier()  # a_t and s_t, which other threads have written, are read from here on
-            values = add_products(values, a_t, inside, w_ih, units, PRECISION, PLAN.after, STATE, TILE, STAGES)
+            values = add_products(
+                values, a_t, inside, w_ih, units, PRECISION, PLAN.after, STATE, TILE, STAGES
+            )
             s_t = states + now * STATE
-            values = add_products(values, s_t, inside, w_hh, units, PRECISION, STATE, STATE, TILE, STAGES)
+            values = add_products(
+                values, s_t, inside, w_hh, units, PRECISION, STATE, STATE, TILE, STAGES
+            )
             write(cells, now, inside, c, STATE, STATE)
             values, c, s = cell_forward(values, c)
             store_gates(gates + now * 4 * STATE + units, values, of_state, STATE)
@@ -278,7 +324,9 @@ def backward_kernel(
         spread = read(z, now, inside, LATENT, LATENT) - read(mean, now, inside, LATENT, LATENT)
         upstream = read(d_states, now, inside, STATE, STATE)
         y = ()
-        for k in tl.static_range(LAST + 1):  # the head has none: the compiler removes these reads, which nothing uses
+        for k in tl.static_range(
+            LAST + 1
+        ):  # the head has none: the compiler removes these reads, which nothing uses
             y += (read(layers + PLAN.column[k], now, inside, PLAN.outputs[k], PLAN.columns),)
 
         d = ds
@@ -289,8 +337,15 @@ def backward_kernel(
             d = tl.zeros((ROWS, of_after.shape[1]), tl.float32)
             tl.debug_barrier()  # the gates' gradient, which other threads have written, is read from here on
             for first in tl.range(0, 4 * STATE, TILE, num_stages=STAGES):
-                column, row = first + tl.arange(0, TILE)[None, :], first + tl.arange(0, TILE)[:, None]
-                part = tl.load(d_gates + now * 4 * STATE + column, mask=inside & (column < 4 * STATE), other=0.0)
+                column, row = (
+                    first + tl.arange(0, TILE)[None, :],
+                    first + tl.arange(0, TILE)[:, None],
+                )
+                part = tl.load(
+                    d_gates + now * 4 * STATE + column,
+                    mask=inside & (column < 4 * STATE),
+                    other=0.0,
+                )
                 d = dot(part, read_weight(w_ih, row, of_after, 4 * STATE, PLAN.after), d, PRECISION)
                 ds = dot(part, read_weight(w_hh, row, units, 4 * STATE, STATE), ds, PRECISION)
         for k in tl.static_range(LAST, HEAD + 1, -1):
@@ -324,7 +379,12 @@ def packed_weights(given) -> Tensor:
 def launch(kernel, tensors, sizes: Plan, activation: str, like: Tensor) -> None:
     """For sequences `like` these, (batch, frames, ·); of tensors that are not there the arguments are None."""
     precision = "ieee" if exact_products() else "tf32"
-    constants = {"PLAN": sizes, "RELU": activation == "relu", "PRECISION": precision, "STAGES": STAGES}
+    constants = {
+        "PLAN": sizes,
+        "RELU": activation == "relu",
+        "PRECISION": precision,
+        "STAGES": STAGES,
+    }
     constants |= geometry(sizes, precision) | {"TILE": TILES[kernel is backward_kernel]}
     tensors = [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
     with torch.cuda.device_of(like):
@@ -354,11 +414,16 @@ def backward(given, activation: str, outputs, written, d_outputs):
     """The gradients of all arguments, as `ScanArguments`, from those of μ, λ, z and s"""
     sizes, (mean, _, z, states) = plan(given), outputs
     d_layers, d_gates = (None if part is None else torch.empty_like(part) for part in written[:2])
-    d_state = [None if part is None else part.new_empty(part.shape) for part in state_and_cell(given)]
+    d_state = [
+        None if part is None else part.new_empty(part.shape) for part in state_and_cell(given)
+    ]
     read = *d_outputs, mean, z, *written, packed_weights(given)
     launch(backward_kernel, (*read, d_layers, d_gates, *d_state), sizes, activation, z)
 
-    widths, count = [len(weight) for weight in matrices(given)], 1 + len(given.posterior)  # of the posterior's layers
+    widths, count = (
+        [len(weight) for weight in matrices(given)],
+        1 + len(given.posterior),
+    )  # of the posterior's layers
     d, y = (sequence.flatten(0, 1).split(widths, dim=1) for sequence in (d_layers, written[0]))
     z, states = z.flatten(0, 1), states.flatten(0, 1)
     *layer_inputs, after = states, *y[: count - 1], z, *y[count:]

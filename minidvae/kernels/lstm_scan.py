@@ -17,7 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common import differentiates_once, dot, exact_products, launchable, tanh, tl, triton, without_autocast
+from .common import (
+    differentiates_once,
+    dot,
+    exact_products,
+    launchable,
+    tanh,
+    tl,
+    triton,
+    without_autocast,
+)
 
 
 class LSTMWeights(NamedTuple):
@@ -133,7 +142,10 @@ def cell_backward(gates, c_before, c, dh, dc):
 @triton.jit
 def largest(gates):
     """Of each row, away from zero: what float16 operands are divided by"""
-    i_f, g_o = tl.maximum(tl.abs(gates[0]), tl.abs(gates[1])), tl.maximum(tl.abs(gates[2]), tl.abs(gates[3]))
+    i_f, g_o = (
+        tl.maximum(tl.abs(gates[0]), tl.abs(gates[1])),
+        tl.maximum(tl.abs(gates[2]), tl.abs(gates[3])),
+    )
     return tl.maximum(tl.max(tl.maximum(i_f, g_o), axis=1, keep_dims=True), 1e-30)
 
 
@@ -152,7 +164,9 @@ def held_forward(
     rows, inside = sequences(batch, ROWS)
     DTYPE: tl.constexpr = w_hh.dtype.element_ty
     units = tl.arange(0, HIDDEN)[None, :]
-    weights = load_gates(w_hh + units * HIDDEN + tl.arange(0, HIDDEN)[:, None], None, HIDDEN * HIDDEN, DTYPE)
+    weights = load_gates(
+        w_hh + units * HIDDEN + tl.arange(0, HIDDEN)[:, None], None, HIDDEN * HIDDEN, DTYPE
+    )
     h_t = tl.load(h0 + rows * HIDDEN + units, inside, 0).to(tl.float32)
     c_t = tl.load(c + (rows * frames + rows + REVERSE * frames) * HIDDEN + units, inside, 0)
     for step in tl.range(frames, num_stages=STAGES):
@@ -176,7 +190,9 @@ def held_backward(
     rows, inside = sequences(batch, ROWS)
     DTYPE: tl.constexpr = w_hh.dtype.element_ty
     units = tl.arange(0, HIDDEN)[None, :]
-    weights = load_gates(w_hh + tl.arange(0, HIDDEN)[:, None] * HIDDEN + units, None, HIDDEN * HIDDEN, DTYPE)
+    weights = load_gates(
+        w_hh + tl.arange(0, HIDDEN)[:, None] * HIDDEN + units, None, HIDDEN * HIDDEN, DTYPE
+    )
     dh, dc = tl.zeros((ROWS, HIDDEN), tl.float32), tl.load(d_c0 + rows * HIDDEN + units, inside, 0)
     c_t = tl.load(c + (rows * frames + rows + (1 - REVERSE) * frames) * HIDDEN + units, inside, 0)
     for behind in tl.range(frames, num_stages=STAGES):
@@ -213,7 +229,9 @@ def tiled_forward(
             here = inside & (units < HIDDEN)
             x = load_gates(gates_x + 4 * frame * HIDDEN + units, here, HIDDEN)
             c_t = tl.load(c + (frame + rows + REVERSE) * HIDDEN + units, here, 0)
-            values = add_products(x, h_before, inside, w_hh, units, "ieee", HIDDEN, HIDDEN, DEPTH, STAGES)
+            values = add_products(
+                x, h_before, inside, w_hh, units, "ieee", HIDDEN, HIDDEN, DEPTH, STAGES
+            )
             values, c_t, h_t = cell_forward(values, c_t)
             store_gates(gates + 4 * frame * HIDDEN + units, values, here, HIDDEN)
             tl.store(c + (frame + rows + 1 - REVERSE) * HIDDEN + units, c_t, here)
@@ -253,7 +271,9 @@ def tiled_backward(
             dh = tl.zeros((ROWS, COLUMNS), tl.float32)
             for k in tl.range(0, 4 * HIDDEN, DEPTH, num_stages=STAGES):
                 of_d, of_w = k + tl.arange(0, DEPTH)[None, :], k + tl.arange(0, DEPTH)[:, None]
-                operand = tl.load(d_gates + 4 * frame * HIDDEN + of_d, inside & (of_d < 4 * HIDDEN), 0)
+                operand = tl.load(
+                    d_gates + 4 * frame * HIDDEN + of_d, inside & (of_d < 4 * HIDDEN), 0
+                )
                 if w_hh.dtype.element_ty == tl.float16:
                     operand = (operand * (1 / scale)).to(tl.float16)
                 there = None if WHOLE else (units < HIDDEN) & (of_w < 4 * HIDDEN)
@@ -275,7 +295,10 @@ def tiles(hidden: int, operand: torch.dtype, shared: int, backward: bool) -> dic
     float32 wait for arithmetic instead, and spill in deep tiles.
     """
     for stages, beside in ((2, 28), (1, 8)):
-        if hidden in (16, 32, 64, 128) and 4 * hidden**2 * operand.itemsize + 16 * hidden * beside <= shared:
+        if (
+            hidden in (16, 32, 64, 128)
+            and 4 * hidden**2 * operand.itemsize + 16 * hidden * beside <= shared
+        ):
             return {"ROWS": 16, "STAGES": stages, "num_warps": 4 if hidden < 64 else 8}
     exact = operand == torch.float32
     depth, stages = (64 if exact else 128, 4) if backward else (16 if exact else 64, 3)
@@ -289,14 +312,28 @@ def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if exact_products() else torch.float16
 
 
-def launch(held, tiled, h: Tensor, w_hh: Tensor, reverse: bool, first: Tensor, *others: Tensor) -> None:
+def launch(
+    held, tiled, h: Tensor, w_hh: Tensor, reverse: bool, first: Tensor, *others: Tensor
+) -> None:
     """One of two kernels for an output h (batch, frames, hidden); w_hh is its second argument."""
     weight = w_hh.to(operand_dtype(h.dtype)).contiguous()
-    shared = torch.cuda.get_device_properties(h.device).shared_memory_per_block_optin if h.is_cuda else 232_448
+    shared = (
+        torch.cuda.get_device_properties(h.device).shared_memory_per_block_optin
+        if h.is_cuda
+        else 232_448
+    )
     tile = tiles(h.shape[2], weight.dtype, shared, tiled is tiled_backward)
     kernel, grid = tiled if "DEPTH" in tile else held, (triton.cdiv(len(h), tile["ROWS"]),)
     with torch.cuda.device_of(h):
-        kernel[grid](first.contiguous(), weight, *others, *h.shape[:2], REVERSE=int(reverse), HIDDEN=h.shape[2], **tile)
+        kernel[grid](
+            first.contiguous(),
+            weight,
+            *others,
+            *h.shape[:2],
+            REVERSE=int(reverse),
+            HIDDEN=h.shape[2],
+            **tile,
+        )
 
 
 def state_weight_gradient(d_gates: Tensor, h: Tensor, h0: Tensor, reverse: bool) -> Tensor:
@@ -334,7 +371,9 @@ class FusedLSTMScan(torch.autograd.Function):
         w_hh, h0, h, gates, c = ctx.saved_tensors
         d_gates = torch.empty_like(gates)
         d_h0, d_c0 = torch.zeros_like(c[:, 0]), d_c_last.to(torch.float32, copy=True).contiguous()
-        launch(held_backward, tiled_backward, h, w_hh, ctx.reverse, d_h, gates, c, d_gates, d_h0, d_c0)
+        launch(
+            held_backward, tiled_backward, h, w_hh, ctx.reverse, d_h, gates, c, d_gates, d_h0, d_c0
+        )
         with without_autocast(h.device):  # autograd may run inside of a region
             d_w_hh = state_weight_gradient(d_gates, h, h0, ctx.reverse)
         return d_gates, d_w_hh, d_h0.to(h.dtype), d_c0.to(h.dtype), None

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ..files import CheckpointError
 from .acoustic import Acoustic, AcousticConfig
 from .beta_vae import BetaVAE, BetaVAEConfig
 from .deepspeech2 import DeepSpeech2, DeepSpeech2Config
@@ -14,7 +15,6 @@ from .dsae import DSAE, DSAEConfig
 from .fhvae import FHVAE, FHVAEConfig
 from .hit_dvae import HiTDVAE
 from .light_dvae import LigHTConfig, LigHTDVAE
-from .parameters import CheckpointError
 from .rvae import RVAE, RVAEConfig
 from .srnn import SRNN, SRNNConfig
 from .storn import STORN, STORNConfig
@@ -45,7 +45,9 @@ def build_model(name: str, **config) -> nn.Module:
     model, settings = MODELS[name]
     known = [field.name for field in dataclasses.fields(settings)]
     if unknown := sorted(set(config) - set(known)):
-        raise ValueError(f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(known)}")
+        raise ValueError(
+            f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(known)}"
+        )
     return model(settings(**config))
 
 
@@ -57,7 +59,9 @@ def outline(name: str, config: dict, most: int) -> nn.Module:
     def count(*parameter) -> None:
         made.append(parameter[1])
         if len(made) > 2 * most + 10:
-            raise CheckpointError(f"its settings describe a {name} of more parameters than the {most} in the file")
+            raise CheckpointError(
+                f"its settings describe a {name} of more parameters than the {most} in the file"
+            )
 
     hook = register_module_parameter_registration_hook(count)
     try:

@@ -18,14 +18,18 @@ from torch import Tensor, nn
 from .base import Standardise
 from .recognisers import FrameBatch, Recogniser, TranscriptBatch, ctc_loss
 
-warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # a matter of speed only
+warnings.filterwarnings(
+    "ignore", "LSTM with projections is not supported with oneDNN"
+)  # a matter of speed only
 
 
 @dataclass
 class AcousticConfig:
     bins: int = 80
     symbols: tuple[str, ...] = ()  # what the outputs stand for; set when training begins
-    criterion: str = "frames"  # cross-entropy with a label for every frame; or ctc, whose output 0 is the blank
+    criterion: str = (
+        "frames"  # cross-entropy with a label for every frame; or ctc, whose output 0 is the blank
+    )
     width: int = 1024  # cells of a layer
     projection: int = 512  # outputs of a layer; 0: its cells, not projected
     layers: int = 3
@@ -37,7 +41,9 @@ class Acoustic(Recogniser):
     def __init__(self, config: AcousticConfig):
         super().__init__()
         if config.projection >= config.width:
-            raise ValueError(f"projection={config.projection}: expected less than width={config.width}, or 0")
+            raise ValueError(
+                f"projection={config.projection}: expected less than width={config.width}, or 0"
+            )
         self.config = config
         self.standardise = Standardise(config.bins)
         self.build(config.bins, config.symbols)
@@ -48,9 +54,13 @@ class Acoustic(Recogniser):
         config.bins, config.symbols = bins, tuple(symbols)
         outputs = max(1, len(symbols) + (config.criterion == "ctc"))
         self.standardise = Standardise(bins)
-        self.lstm = nn.LSTM(bins, config.width, config.layers, batch_first=True, proj_size=config.projection)
+        self.lstm = nn.LSTM(
+            bins, config.width, config.layers, batch_first=True, proj_size=config.projection
+        )
         self.output = nn.Linear(config.projection or config.width, outputs)
-        self.register_buffer("log_priors", torch.zeros(outputs))  # of the symbols, on the training set
+        self.register_buffer(
+            "log_priors", torch.zeros(outputs)
+        )  # of the symbols, on the training set
         self.carry(config.lanes)
         self.to(device)
 
@@ -66,7 +76,9 @@ class Acoustic(Recogniser):
         super().fit(batches, fresh)
         if fresh and batches.framewise:
             counts = batches.symbol_counts()
-            shares = torch.tensor([counts[symbol] for symbol in self.config.symbols]) / counts.total()
+            shares = (
+                torch.tensor([counts[symbol] for symbol in self.config.symbols]) / counts.total()
+            )
             self.log_priors.copy_(shares.log())
         self.carry(batches.recipe.batch)
 
@@ -86,7 +98,9 @@ class Acoustic(Recogniser):
             loss = ctc_loss(*self.logits(batch.x, batch.lengths), batch)
             return loss, {"loss": loss.detach()}
         kept = ~batch.first[:, None]
-        h, last = self.lstm(self.standardise(batch.x), (self.h * kept, self.c * kept) if self.training else None)
+        h, last = self.lstm(
+            self.standardise(batch.x), (self.h * kept, self.c * kept) if self.training else None
+        )
         if self.training:
             self.h.copy_(last[0].detach())
             self.c.copy_(last[1].detach())

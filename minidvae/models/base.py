@@ -7,15 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import processes
 from ..kernels.gaussian_kl import gaussian_kl
 from ..kernels.is_divergence import is_divergence
+from ..training import distributed
 
 W_RATE = 0.01  # at which the moments of w follow those of a batch
 LOG_FLOOR = 1e-6  # of the `log` input scale, on power, for waveforms with max|s| = 1
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
-Generators = torch.Generator | Sequence[torch.Generator] | None  # of random numbers: one, or one for each sequence
+Generators = (
+    torch.Generator | Sequence[torch.Generator] | None
+)  # of random numbers: one, or one for each sequence
 
 
 class Gaussian(NamedTuple):
@@ -131,7 +133,9 @@ class DVAEOutput(NamedTuple):
     z: Tensor  # (batch, frames, latent)
     q_z: Gaussian
     p_z: Gaussian | None = None
-    w: Tensor | None = None  # the sequence latent (w of HiT and LigHT, v of DSAE), (batch, sequence latent)
+    w: Tensor | None = (
+        None  # the sequence latent (w of HiT and LigHT, v of DSAE), (batch, sequence latent)
+    )
     q_w: Gaussian | None = None
 
 
@@ -166,7 +170,9 @@ class DVAE(Model):
     → DVAEOutput, whose past is the true one, or in a share `own_past` another one; autoregressive ones
     `resynthesise_from_own_past(x, noise)`; those with a sequence latent `decode(z, w)`, log-variance from own past."""
 
-    autoregressive = False  # whether x_{t−1} feeds the decoder, so that the two modes of resynthesis differ
+    autoregressive = (
+        False  # whether x_{t−1} feeds the decoder, so that the two modes of resynthesis differ
+    )
     sequence_latent = "w"  # its name in the paper, where there is one
     kl_w_per_frame = True  # whether kl_w enters the loss divided by the number of frames, as in the bound of a sequence
     output: nn.Linear  # the last layer, to log-variance
@@ -175,8 +181,12 @@ class DVAE(Model):
         super().__init__()
         self.config = config
         self.input_scale = InputScale(config.bins, config.input_scale)
-        self.own_past = 0.0  # scheduled sampling: the share of the past that is not the true one in training
-        self.register_buffer("w_moments", None)  # what w is drawn from: mean, covariance (1 + d, d); None: N(0, I)
+        self.own_past = (
+            0.0  # scheduled sampling: the share of the past that is not the true one in training
+        )
+        self.register_buffer(
+            "w_moments", None
+        )  # what w is drawn from: mean, covariance (1 + d, d); None: N(0, I)
 
     def fit(self, batches, fresh: bool) -> None:
         if fresh:
@@ -197,16 +207,22 @@ class DVAE(Model):
         """Let `sample` draw w from the Gaussian with the moments of q(w | x) over these sequences (n ≥ 2, frames, bins)
         in place of N(0, I): ex-post density estimation (Ghosh et al., ICLR 2020), since with a small β_w N(0, I) hardly
         ever draws where the posteriors lie. In `eval()`."""
-        mean, log_variance = map(torch.cat, zip(*(self(part).q_w for part in power.split(32)), strict=True))
+        mean, log_variance = map(
+            torch.cat, zip(*(self(part).q_w for part in power.split(32)), strict=True)
+        )
         covariance = mean.T.cov() + log_variance.exp().mean(0).diag()
         self.w_moments = torch.cat([mean.mean(0)[None], covariance])
 
     @torch.no_grad()
     def follow_w(self, q_w: Gaussian) -> None:
         """The same in the course of training: the moments follow those of q(w) of every batch."""
-        mean, variance = (processes.whole(part.float()) for part in (q_w.mean, q_w.log_variance.exp()))
+        mean, variance = (
+            distributed.whole(part.float()) for part in (q_w.mean, q_w.log_variance.exp())
+        )
         centre = self.w_moments[0].lerp(mean.mean(0), W_RATE)
-        squares = ((mean - centre)[:, :, None] * (mean - centre)[:, None]).mean(0) + variance.mean(0).diag()
+        squares = ((mean - centre)[:, :, None] * (mean - centre)[:, None]).mean(0) + variance.mean(
+            0
+        ).diag()
         self.w_moments.copy_(torch.cat([centre[None], self.w_moments[1:].lerp(squares, W_RATE)]))
 
     def draw_w(self, noise: Tensor) -> Tensor:
@@ -216,7 +232,7 @@ class DVAE(Model):
             return noise
         return self.w_moments[0] + noise @ torch.linalg.cholesky(self.w_moments[1:]).T
 
-    def standard_w(self, w: Tensor) -> Tensor:
+    def whiten_w(self, w: Tensor) -> Tensor:
         """The draws that `draw_w` makes a w (batch, sequence latent) of."""
         if self.w_moments is None:
             return w
@@ -229,19 +245,24 @@ class DVAE(Model):
         sequence with a generator of its own has the same draws in every batch; ValueError for another number."""
         sources, count = (generator, 1) if isinstance(generator, Sequence) else ([generator], batch)
         if len(sources) * count != batch:
-            raise ValueError(f"{len(sources)} generators for {batch} sequences; expected one for each, or one")
+            raise ValueError(
+                f"{len(sources)} generators for {batch} sequences; expected one for each, or one"
+            )
         like = next(self.parameters())
 
         def normal(*shape: int) -> Tensor:
             if generator is None:  # in training, of which this may be one process of several
-                return processes.normal(like, batch, *shape)
+                return distributed.normal(like, batch, *shape)
             noise = [
-                torch.empty(count, *shape, device=g.device, dtype=like.dtype).normal_(generator=g) for g in sources
+                torch.empty(count, *shape, device=g.device, dtype=like.dtype).normal_(generator=g)
+                for g in sources
             ]
             return torch.cat(noise).to(like.device)
 
         noise_z = normal(frames, self.config.latent)
-        return (noise_z, normal(self.config.w_latent)) if hasattr(self.config, "w_latent") else noise_z
+        return (
+            (noise_z, normal(self.config.w_latent)) if hasattr(self.config, "w_latent") else noise_z
+        )
 
     def score(self, x_past: Tensor | None, z: Tensor, w: Tensor | None = None) -> Score:
         """log-variance of p(x | past of x, z, w) and the prior of z, differentiable in all three. x_past: (batch,
@@ -260,11 +281,15 @@ class DVAE(Model):
             if self.training and self.w_moments is not None:
                 self.follow_w(output.q_w)
             terms["kl_w"] = gaussian_kl(*output.q_w).mean()
-            loss = loss + self.config.beta_w * terms["kl_w"] / (batch.shape[1] if self.kl_w_per_frame else 1)
+            loss = loss + self.config.beta_w * terms["kl_w"] / (
+                batch.shape[1] if self.kl_w_per_frame else 1
+            )
         return loss, {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
-    def resynthesise(self, x: Tensor, mode: str = "generation", noise=None, lengths: Tensor | None = None) -> Tensor:
+    def resynthesise(
+        self, x: Tensor, mode: str = "generation", noise=None, lengths: Tensor | None = None
+    ) -> Tensor:
         """Power spectrum (batch, frames, bins) → log-variance of its reconstruction, same shape. z (and w): from the
         posterior given the true x. The decoder's past is its own output e^{l_{t−1}} in mode "generation", the true
         x_{t−1} in mode "teacher_forcing". lengths: of padded sequences, for models that take them."""
@@ -279,7 +304,9 @@ class DVAE(Model):
         finally:
             self.own_past = training
 
-    def resynthesise_each(self, spectra: Sequence[Tensor], mode: str, noises: Sequence) -> Iterator[Tensor]:
+    def resynthesise_each(
+        self, spectra: Sequence[Tensor], mode: str, noises: Sequence
+    ) -> Iterator[Tensor]:
         """`resynthesise` for utterances (frames, bins) of different length, with the noise of each."""
         for x, noise in zip(spectra, noises, strict=True):
             yield self.resynthesise(x[None], mode, noise)[0]

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .. import processes
 from ..kernels.gaussian_kl import gaussian_kl
+from ..training import distributed
 from .base import Gaussian, Standardise
-from .segments import SegmentBatch, SegmentDecoder, SegmentEncoder, SegmentModel, gaussian_log_likelihood
+from .segments import (
+    SegmentBatch,
+    SegmentDecoder,
+    SegmentEncoder,
+    SegmentModel,
+    gaussian_log_likelihood,
+)
 
 
 @dataclass
@@ -37,10 +43,12 @@ class BetaVAE(SegmentModel):
         """q(z | x) of segments (batch, frames, bins), features as they are"""
         return self.encoder(self.standardise(x))
 
-    def loss(self, batch: SegmentBatch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, batch: SegmentBatch, noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """−log p(x | z) + β KL per segment, mean over the batch (its `x`: (batch, frames, bins)), and its terms."""
         q_z = self.infer(batch.x)
-        z = q_z.sample(processes.normal(q_z.mean, *q_z.mean.shape) if noise is None else noise)
+        z = q_z.sample(distributed.normal(q_z.mean, *q_z.mean.shape) if noise is None else noise)
         reconstruction = -gaussian_log_likelihood(self.standardise(batch.x), self.decoder(z)).mean()
         terms = {"reconstruction": reconstruction, "kl_z": gaussian_kl(*q_z).mean()}
         loss = terms["reconstruction"] + self.config.beta * terms["kl_z"]

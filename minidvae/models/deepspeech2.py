@@ -25,8 +25,13 @@ CLIP = 20.0  # of the rectified linear units
 @dataclass
 class DeepSpeech2Config:
     bins: int = 200
-    symbols: tuple[str, ...] = ()  # what outputs 1, 2, … stand for, 0 is the blank; set when training begins
-    channels: tuple[int, ...] = (32, 32)  # of each convolution; the paper's largest network has a third, of 96
+    symbols: tuple[
+        str, ...
+    ] = ()  # what outputs 1, 2, … stand for, 0 is the blank; set when training begins
+    channels: tuple[int, ...] = (
+        32,
+        32,
+    )  # of each convolution; the paper's largest network has a third, of 96
     architecture: str = "gru"  # or lstm, rnn
     width: int = 800  # of a recurrent layer, in each direction
     layers: int = 5  # the paper's have 1 to 7
@@ -36,13 +41,19 @@ class Convolution(nn.Module):
     """Convolution, LayerNorm over all that there is of a frame, clipped ReLU: (batch, channels, frames, bins) → the
     same with half the bins (rounded up) and, with a stride of 2, half the frames."""
 
-    def __init__(self, inputs: int, outputs: int, bins: int, kernel: tuple[int, int], stride: tuple[int, int]):
+    def __init__(
+        self, inputs: int, outputs: int, bins: int, kernel: tuple[int, int], stride: tuple[int, int]
+    ):
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, [k // 2 for k in kernel], bias=False)
+        self.convolution = nn.Conv2d(
+            inputs, outputs, kernel, stride, [k // 2 for k in kernel], bias=False
+        )
         self.normalise = nn.LayerNorm((outputs, halved(bins)))
 
     def forward(self, x: Tensor) -> Tensor:
-        frames = self.normalise(self.convolution(x).transpose(1, 2))  # (batch, frames, channels, bins)
+        frames = self.normalise(
+            self.convolution(x).transpose(1, 2)
+        )  # (batch, frames, channels, bins)
         return F.hardtanh(frames, 0.0, CLIP).transpose(1, 2)
 
 
@@ -68,9 +79,13 @@ class DeepSpeech2(Recogniser):
             self.convolutions.append(Convolution(inputs, outputs, bins, kernel, stride))
             inputs, bins = outputs, halved(bins)
         sizes = [inputs * bins] + [config.width] * (config.layers - 1)
-        self.normalise = nn.ModuleList(nn.Identity() if i == 0 else nn.LayerNorm(n) for i, n in enumerate(sizes))
+        self.normalise = nn.ModuleList(
+            nn.Identity() if i == 0 else nn.LayerNorm(n) for i, n in enumerate(sizes)
+        )
         kind = LAYERS[config.architecture]
-        self.recurrent = nn.ModuleList(kind(n, config.width, batch_first=True, bidirectional=True) for n in sizes)
+        self.recurrent = nn.ModuleList(
+            kind(n, config.width, batch_first=True, bidirectional=True) for n in sizes
+        )
         self.output = nn.Linear(config.width, 1 + len(symbols))
         self.to(device)
 
@@ -85,9 +100,13 @@ class DeepSpeech2(Recogniser):
         frames = x.transpose(1, 2).flatten(2)
         packed = pack_padded_sequence(frames, lengths.cpu(), batch_first=True, enforce_sorted=False)
         for normalise, layer in zip(self.normalise, self.recurrent, strict=True):
-            forward, backward = layer(packed._replace(data=normalise(packed.data)))[0].data.chunk(2, dim=-1)
+            forward, backward = layer(packed._replace(data=normalise(packed.data)))[0].data.chunk(
+                2, dim=-1
+            )
             packed = packed._replace(data=forward + backward)
-        return pad_packed_sequence(packed, batch_first=True, total_length=frames.shape[1])[0], lengths
+        return pad_packed_sequence(packed, batch_first=True, total_length=frames.shape[1])[
+            0
+        ], lengths
 
     def logits(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Utterances x (batch, frames, bins), features as they are, zeros after the end, of `lengths` (batch,) frames →

@@ -36,8 +36,12 @@ class GatedTransition(nn.Module):
 
     def __init__(self, latent: int):
         super().__init__()
-        self.gate = nn.Sequential(nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent), nn.Sigmoid())
-        self.proposal = nn.Sequential(nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent))
+        self.gate = nn.Sequential(
+            nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent), nn.Sigmoid()
+        )
+        self.proposal = nn.Sequential(
+            nn.Linear(latent, latent), nn.ReLU(), nn.Linear(latent, latent)
+        )
         self.mean = nn.Linear(latent, latent)
         self.variance = nn.Linear(latent, latent)  # before the softplus
 
@@ -71,8 +75,14 @@ class DKF(DVAE):
         """q(z_t | z_{t−1}, x_{t:T}) and its sample, from g (batch, frames, rnn), the sum over directions."""
         (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
         weight, state = self.share * weight, self.mlp_z(torch.zeros_like(noise[:, 0]))
-        inputs, transition, activation = F.linear(g, weight, bias), affine(self.mlp_z), self.config.activation
-        *q_z, z, _ = latent_scan(inputs, noise, [state], weight, posterior, transition, activation=activation)
+        inputs, transition, activation = (
+            F.linear(g, weight, bias),
+            affine(self.mlp_z),
+            self.config.activation,
+        )
+        *q_z, z, _ = latent_scan(
+            inputs, noise, [state], weight, posterior, transition, activation=activation
+        )
         return Gaussian(*q_z), z
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
@@ -98,7 +108,9 @@ class DKF(DVAE):
 
     def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
         """`forward`, one frame at a time."""
-        g = self.sum_directions(self.lstm_g.forward_reference(framewise(self.mlp_x, self.input_scale(x))))
+        g = self.sum_directions(
+            self.lstm_g.forward_reference(framewise(self.mlp_x, self.input_scale(x)))
+        )
         frames, z = [], torch.zeros_like(noise[:, 0])
         for t in range(x.shape[1]):
             q_z = self.posterior(self.posterior_mlp(self.share * (self.mlp_z(z) + g[:, t])))

@@ -40,7 +40,12 @@ class DSAE(DVAE):
 
     def __init__(self, config: DSAEConfig):
         super().__init__(config)
-        activation, bins, latent, layers = config.activation, config.bins, config.latent, config.layers
+        activation, bins, latent, layers = (
+            config.activation,
+            config.bins,
+            config.latent,
+            config.layers,
+        )
         self.mlp_x = mlp(bins, config.x_hidden, activation)
         self.lstm_v = LSTM(self.mlp_x.outputs, config.v_rnn, layers, bidirectional=True)
         self.mlp_v = mlp(2 * config.v_rnn, config.v_hidden, activation)
@@ -62,7 +67,9 @@ class DSAE(DVAE):
     def infer_v(self, states: Tensor) -> Gaussian:
         """q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at the first."""
         width = self.config.v_rnn
-        return self.posterior_v(self.mlp_v(torch.cat([states[:, -1, :width], states[:, 0, width:]], dim=-1)))
+        return self.posterior_v(
+            self.mlp_v(torch.cat([states[:, -1, :width], states[:, 0, width:]], dim=-1))
+        )
 
     def score(self, x_past: Tensor | None, z: Tensor, w: Tensor | None = None) -> Score:
         log_variance = self.output(self.decoder(torch.cat([per_frame(w, z), z], dim=-1)))
@@ -107,5 +114,7 @@ class DSAE(DVAE):
             prior_h, prior_state = self.lstm_prior.step(z, prior_state)
             q_z, p_z = self.posterior(h[:, 0]), self.prior(prior_h)
             z = q_z.sample(noise_z[:, t])
-            frames.append(DVAEOutput(self.output(self.decoder(torch.cat([v, z], dim=-1))), z, q_z, p_z))
+            frames.append(
+                DVAEOutput(self.output(self.decoder(torch.cat([v, z], dim=-1))), z, q_z, p_z)
+            )
         return stack_frames(frames)._replace(w=v, q_w=q_v)

@@ -21,10 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import processes
 from ..kernels.gaussian_kl import gaussian_kl
+from ..training import distributed
 from .base import Gaussian, Standardise
-from .segments import SegmentBatch, SegmentDecoder, SegmentEncoder, SegmentModel, gaussian_log_likelihood
+from .segments import (
+    SegmentBatch,
+    SegmentDecoder,
+    SegmentEncoder,
+    SegmentModel,
+    gaussian_log_likelihood,
+)
 
 ARCHITECTURES = ("lstm", "gru", "rnn", "fc")
 
@@ -56,11 +62,19 @@ class Latents(NamedTuple):
 class FHVAE(SegmentModel):
     def __init__(self, config: FHVAEConfig):
         super().__init__()
-        for name, choices in (("architecture", ARCHITECTURES), ("discriminate", ("mean", "sample"))):
+        for name, choices in (
+            ("architecture", ARCHITECTURES),
+            ("discriminate", ("mean", "sample")),
+        ):
             if getattr(config, name) not in choices:
-                raise ValueError(f"{name}={getattr(config, name)!r} is none of {', '.join(choices)}")
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} is none of {', '.join(choices)}"
+                )
         self.config = config
-        size, shape = (config.architecture, config.frames, config.bins), (config.width, config.layers)
+        size, shape = (
+            (config.architecture, config.frames, config.bins),
+            (config.width, config.layers),
+        )
         self.standardise = Standardise(config.bins)
         self.encoder_z2 = SegmentEncoder(*size, 0, *shape, config.z2_latent)
         self.encoder_z1 = SegmentEncoder(*size, config.z2_latent, *shape, config.z1_latent)
@@ -85,7 +99,12 @@ class FHVAE(SegmentModel):
         """The table, of which a step meets few rows, has a learning rate of its own, no Muon, which moves all rows, and
         no weight decay: its prior is in the bound, and a second one would move its rows away from the closed form."""
         others = [p for name, p in self.named_parameters() if name != "table"]
-        table = {"params": [self.table], "rate": batches.recipe.table_rate, "weight_decay": 0.0, "muon": False}
+        table = {
+            "params": [self.table],
+            "rate": batches.recipe.table_rate,
+            "weight_decay": 0.0,
+            "muon": False,
+        }
         return [{"params": others}, table]
 
     def before_step(self, batches, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -105,13 +124,18 @@ class FHVAE(SegmentModel):
             sums.index_put_((rows,), z2, accumulate=True)  # in order
         return self.s_vector_of(sums, counts.to(sums)[:, None])
 
-    def draw_noise(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw_noise(
+        self, batch: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Standard-normal draws for z1 and z2, (batch, latent) each; a CPU generator gives the same on every device."""
         mean, latents = self.standardise.mean, (self.config.z1_latent, self.config.z2_latent)
         if generator is None:
-            return tuple(processes.normal(mean, batch, n) for n in latents)
+            return tuple(distributed.normal(mean, batch, n) for n in latents)
         source = generator.device
-        return tuple(torch.empty(batch, n, device=source).normal_(generator=generator).to(mean) for n in latents)
+        return tuple(
+            torch.empty(batch, n, device=source).normal_(generator=generator).to(mean)
+            for n in latents
+        )
 
     def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Latents:
         """Of segments (batch, frames, bins). Without noise the latents are the means."""
@@ -125,12 +149,16 @@ class FHVAE(SegmentModel):
         """The mean of p(x | z1, z2) as features (batch, frames, bins)."""
         return self.standardise.inverse(self.decoder(torch.cat([z1, z2], dim=-1)).mean)
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Gaussian, Latents]:
+    def forward(
+        self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Gaussian, Latents]:
         """p(x | z1, z2) on the standardised scale, (batch, frames, bins), and the latents that were drawn."""
         latents = self.infer(x, self.draw_noise(len(x)) if noise is None else noise)
         return self.decoder(torch.cat([latents.z1, latents.z2], dim=-1)), latents
 
-    def loss(self, batch: SegmentBatch, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, batch: SegmentBatch, noise: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the discriminative segment bound (eq. 3), mean over the batch; and its terms, detached: reconstruction,
         −log p(x | z1, z2); kl_z1; kl_z2, to N(μ2, 0.25 I); prior, −(1/N) log p(μ2); discrimination, −log p(i | z2), for
         sequences of the table only: without it, the loss is minus the segment bound (eq. 1)."""
@@ -138,16 +166,25 @@ class FHVAE(SegmentModel):
         mu2 = batch.s_vector if batch.row is None else self.table[batch.row]
         terms = {
             "reconstruction": -gaussian_log_likelihood(self.standardise(batch.x), p_x),
-            "kl_z1": gaussian_kl(*latents.q_z1, *prior(torch.zeros_like(latents.z1), config.z1_variance)),
+            "kl_z1": gaussian_kl(
+                *latents.q_z1, *prior(torch.zeros_like(latents.z1), config.z1_variance)
+            ),
             "kl_z2": gaussian_kl(*latents.q_z2, *prior(mu2, config.z2_variance)),
-            "prior": -gaussian_log_likelihood(mu2, prior(torch.zeros_like(mu2), config.mu2_variance)) / batch.count,
+            "prior": -gaussian_log_likelihood(
+                mu2, prior(torch.zeros_like(mu2), config.mu2_variance)
+            )
+            / batch.count,
         }
         loss = sum(terms.values()).mean()
         if batch.row is not None and config.alpha > 0:
             z2 = latents.q_z2.mean if config.discriminate == "mean" else latents.z2
-            terms["discrimination"] = F.cross_entropy(self.closeness(z2), batch.row, reduction="none")
+            terms["discrimination"] = F.cross_entropy(
+                self.closeness(z2), batch.row, reduction="none"
+            )
             loss = loss + config.alpha * terms["discrimination"].mean()
-        return loss, {"loss": loss.detach()} | {name: term.detach().mean() for name, term in terms.items()}
+        return loss, {"loss": loss.detach()} | {
+            name: term.detach().mean() for name, term in terms.items()
+        }
 
     def closeness(self, z2: Tensor) -> Tensor:
         """log p(z2 | μ2) for every row of the table, (batch, sequences), up to a constant per segment: −‖z2 − μ2‖²/2σ²

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ..data.audio import SAMPLE_RATE, STFT
+from ..files import CheckpointError, check_parameters, unpickle
 from . import MODELS, build_model, outline
-from .parameters import CheckpointError, check_parameters, unpickle
 
 LATER_OUTPUT = re.compile(r"^gen_out\b")  # the name of `gen_logvar` in later versions of the format
 
@@ -56,7 +56,8 @@ NAMES = {  # model: our setting=theirs …, our part=theirs …
         prior.log_variance=prior_logvar decoder=mlp_vz_x""",
 }
 FORMATS = {  # model: {our name of a setting or part: theirs}
-    model: dict(pair.split("=") for pair in f"{SHARED_NAMES} {names}".split()) for model, names in NAMES.items()
+    model: dict(pair.split("=") for pair in f"{SHARED_NAMES} {names}".split())
+    for model, names in NAMES.items()
 }
 
 
@@ -65,22 +66,34 @@ def read_settings(network: dict[str, str]) -> tuple[str, dict]:
     missing or malformed, or describes a model that does not exist here."""
     name = str(network.get("name", "")).lower()
     if name not in FORMATS:
-        raise ValueError(f"[Network] name={network.get('name')!r} is none of {', '.join(FORMATS).upper()}")
+        raise ValueError(
+            f"[Network] name={network.get('name')!r} is none of {', '.join(FORMATS).upper()}"
+        )
     fields, config = {field.name for field in dataclasses.fields(MODELS[name][1])}, {}
     for setting, key in FORMATS[name].items():
         if setting in fields and key not in network:
             raise ValueError(f"[Network] of a {name} lacks {key}")
         if setting in fields:
             config[setting] = parse(setting, key, str(network[key]).strip())
-    directions = {parse("bidirectional", key, str(value)) for key, value in network.items() if key.startswith("bidir")}
-    layers = {parse("layers", key, str(value)) for key, value in network.items() if key.startswith("num_RNN")}
+    directions = {
+        parse("bidirectional", key, str(value))
+        for key, value in network.items()
+        if key.startswith("bidir")
+    }
+    layers = {
+        parse("layers", key, str(value))
+        for key, value in network.items()
+        if key.startswith("num_RNN")
+    }
     activation = str(network.get("activation", "tanh"))
     if name == "vae" and activation != "tanh":
         raise ValueError(f"[Network] activation={activation}: a vae has tanh only")
     if name == "vae":
         return name, config
     if len(directions) > 1 or len(layers) > 1:
-        raise ValueError("[Network] has recurrent networks that differ in depth or direction; here they agree")
+        raise ValueError(
+            "[Network] has recurrent networks that differ in depth or direction; here they agree"
+        )
     return name, config | {"activation": activation, "layers": layers.pop() if layers else 1}
 
 
@@ -113,14 +126,18 @@ def their_key(name: str, key: str, config: dict) -> str:
 def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, str]) -> nn.Module:
     """The model of a state dict in the published format "DVAE-speech"; `network` is the [Network] section. Raises
     CheckpointError naming the first setting, key or shape that does not fit."""
-    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state_dict.values()
+    ):
         raise CheckpointError("not a plain state dict of tensors")
     try:
         name, config = read_settings(network)
         sketch = outline(name, config, len(state_dict))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    state_dict = {LATER_OUTPUT.sub("gen_logvar", str(key)): value for key, value in state_dict.items()}
+    state_dict = {
+        LATER_OUTPUT.sub("gen_logvar", str(key)): value for key, value in state_dict.items()
+    }
     theirs = {key: their_key(name, key, config) for key, _ in sketch.named_parameters()}
     expected = {theirs[key]: parameter for key, parameter in sketch.named_parameters()}
     check_parameters(expected, state_dict, f"not the {name} of [Network]: ")
@@ -135,7 +152,9 @@ def load_dvae_speech(folder: str | Path) -> tuple[nn.Module, STFT]:
     folder = Path(folder)
     configuration, files = folder / "config.ini", sorted(folder.glob("*.pt"))
     if not configuration.is_file() or len(files) != 1:
-        raise CheckpointError(f"{folder}: expected one .pt file and config.ini, found {len(files)} .pt file(s)")
+        raise CheckpointError(
+            f"{folder}: expected one .pt file and config.ini, found {len(files)} .pt file(s)"
+        )
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str
     try:
@@ -151,7 +170,9 @@ def load_dvae_speech(folder: str | Path) -> tuple[nn.Module, STFT]:
     try:
         model = import_dvae_speech(unpickle(files[0]), network)
         if stft.bins != model.config.bins:
-            raise CheckpointError(f"a window of {length} samples does not have x_dim={model.config.bins} bins")
+            raise CheckpointError(
+                f"a window of {length} samples does not have x_dim={model.config.bins} bins"
+            )
         return model, stft
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None

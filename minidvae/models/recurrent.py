@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import processes
 from ..kernels.common import without_autocast
 from ..kernels.lstm_scan import LSTMWeights, lstm_cell_forward, lstm_scan
+from ..training import distributed
 from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Generators, Score, past
 
 
@@ -17,7 +17,14 @@ def affine(layers: nn.Sequential, head: GaussianHead | None = None) -> list[tupl
     """(weight, bias) of each layer of an MLP; those of a head, stacked to [mean, log-variance], at the end."""
     found = [(layer.weight, layer.bias) for layer in layers if isinstance(layer, nn.Linear)]
     if head is not None:
-        found.append(tuple(map(torch.cat, zip(head.mean.parameters(), head.log_variance.parameters(), strict=True))))
+        found.append(
+            tuple(
+                map(
+                    torch.cat,
+                    zip(head.mean.parameters(), head.log_variance.parameters(), strict=True),
+                )
+            )
+        )
     return found
 
 
@@ -25,9 +32,18 @@ class LSTM(nn.LSTM):
     """A stack of LSTM layers, (batch, frames, inputs) → (batch, frames, outputs), from a state of zeros. reverse: reads
     from the last frame to the first. bidirectional: reads the other way too, that output behind the first."""
 
-    SCANNED_ON_GPU: tuple[int, ...] = ()  # widths for which lstm_scan was measured to be faster than cuDNN
+    SCANNED_ON_GPU: tuple[
+        int, ...
+    ] = ()  # widths for which lstm_scan was measured to be faster than cuDNN
 
-    def __init__(self, inputs: int, width: int, layers: int = 1, reverse: bool = False, bidirectional: bool = False):
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        layers: int = 1,
+        reverse: bool = False,
+        bidirectional: bool = False,
+    ):
         super().__init__(inputs, width, layers, batch_first=True, bidirectional=bidirectional)
         self.reverse, self.outputs = reverse, width * (1 + bidirectional)
 
@@ -35,7 +51,9 @@ class LSTM(nn.LSTM):
         if x.is_cuda and self.hidden_size in self.SCANNED_ON_GPU:
             return self.scan(x)
         if x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))  # PyTorch takes a kernel by the type before its own cast, and
+            x = x.to(
+                torch.get_autocast_dtype("cpu")
+            )  # PyTorch takes a kernel by the type before its own cast, and
             # fails on CPUs where there is none for bf16
         return super().forward(x.flip(1))[0].flip(1) if self.reverse else super().forward(x)[0]
 
@@ -57,7 +75,12 @@ class LSTM(nn.LSTM):
         (batch, inputs + width), zeros at first, which it replaces."""
         inputs, h = memory.split([self.input_size, self.hidden_size], dim=1)
         (w_ih, w_hh, bias), *upper = self.weights()
-        weight, state, gates, c = torch.cat([w_ih, w_hh], 1).t(), None, h.new_empty(len(h), 4 * h.shape[1]), h.clone()
+        weight, state, gates, c = (
+            torch.cat([w_ih, w_hh], 1).t(),
+            None,
+            h.new_empty(len(h), 4 * h.shape[1]),
+            h.clone(),
+        )
         cell = (gates[:, : 2 * h.shape[1]], *gates.chunk(4, dim=1)), c, c, torch.empty_like(c), h
 
         def step() -> None:
@@ -75,7 +98,9 @@ class LSTM(nn.LSTM):
         """`forward` by `lstm_scan`, after one product for all inputs of a layer and direction."""
         zeros = x.new_zeros(len(x), self.hidden_size)
 
-        def layer(x: Tensor, reverse: bool, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
+        def layer(
+            x: Tensor, reverse: bool, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
+        ) -> Tensor:
             return lstm_scan(F.linear(x, w_ih, b_ih + b_hh), w_hh, zeros, zeros, reverse)[0]
 
         return self.by_layer(layer, x)
@@ -106,7 +131,9 @@ class RecurrentOutputs(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], inputs: int, width: int, layers: int):
         super().__init__()
         self.network = kind(inputs, width, layers, batch_first=True)
-        if kind is nn.RNN:  # PyTorch's own has a spectral radius of 0.58: what it reads is gone after a few frames
+        if (
+            kind is nn.RNN
+        ):  # PyTorch's own has a spectral radius of 0.58: what it reads is gone after a few frames
             for _, w_hh, *_ in self.network.all_weights:
                 nn.init.orthogonal_(w_hh)
 
@@ -123,7 +150,9 @@ def recurrent(architecture: str, inputs: int, width: int, layers: int = 1) -> nn
 
 def framewise(function: Callable, *sequences: Tensor) -> Tensor:
     """A function of one frame applied to sequences (batch, frames, …) frame by frame, as `*_reference` paths do."""
-    return torch.stack([function(*frames) for frames in zip(*(s.unbind(1) for s in sequences), strict=True)], dim=1)
+    return torch.stack(
+        [function(*frames) for frames in zip(*(s.unbind(1) for s in sequences), strict=True)], dim=1
+    )
 
 
 def stack_frames(frames: Sequence):
@@ -139,9 +168,14 @@ class RecurrentConfig(DVAEConfig):
     activation: str = "tanh"  # or relu, in the MLPs
 
 
-def in_place(activation: str, layers: nn.Sequential, last: tuple[Tensor, Tensor] | None = None) -> Callable:
+def in_place(
+    activation: str, layers: nn.Sequential, last: tuple[Tensor, Tensor] | None = None
+) -> Callable:
     """An MLP, and `last`, an affine layer, as a function of its input and of where to write, without gradient."""
-    act_, transposed = getattr(torch, f"{activation}_"), [(weight.t(), bias) for weight, bias in affine(layers)]
+    act_, transposed = (
+        getattr(torch, f"{activation}_"),
+        [(weight.t(), bias) for weight, bias in affine(layers)],
+    )
 
     def apply(x: Tensor, out: Tensor) -> None:
         for weight, bias in transposed:
@@ -165,7 +199,10 @@ class AutoregressiveDVAE(DVAE):
         raise NotImplementedError
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
-        noise, inputs = self.draw_noise(*x.shape[:2]) if noise is None else noise, self.input_scale(x)
+        noise, inputs = (
+            self.draw_noise(*x.shape[:2]) if noise is None else noise,
+            self.input_scale(x),
+        )
         q_z, z, h = self.infer(inputs, noise)
         x_past = self.mixed_past(inputs, z)
         if h is None or x_past is not None:
@@ -186,29 +223,50 @@ class AutoregressiveDVAE(DVAE):
         widths = {"x": mlp_x.outputs, "z": mlp_z.outputs, "h": lstm.hidden_size}
         memory = z.new_zeros(len(z), sum(widths.values()))
         part = dict(zip(order, memory.split([widths[name] for name in order], dim=1), strict=True))
-        after_x, up_to_h = (sum(widths[name] for name in order.partition(last)[0] + last) for last in "xh")
+        after_x, up_to_h = (
+            sum(widths[name] for name in order.partition(last)[0] + last) for last in "xh"
+        )
         if true is not None:
-            draws = processes.drawn(lambda rows: torch.rand(z.shape[1], rows, 1, device=z.device), len(z), dim=1)
-        x_past, moments = z.new_zeros(len(z), self.config.bins), z.new_empty(len(z), 2 * self.config.latent)
-        outputs, fed, (mean, log_variance) = z.new_empty(*z.shape[:2], self.config.bins), [x_past], moments.chunk(2, 1)
+            draws = distributed.drawn(
+                lambda rows: torch.rand(z.shape[1], rows, 1, device=z.device), len(z), dim=1
+            )
+        x_past, moments = (
+            z.new_zeros(len(z), self.config.bins),
+            z.new_empty(len(z), 2 * self.config.latent),
+        )
+        outputs, fed, (mean, log_variance) = (
+            z.new_empty(*z.shape[:2], self.config.bins),
+            [x_past],
+            moments.chunk(2, 1),
+        )
         with without_autocast(z.device):
             features = (z if draw else mlp_z(z)).unbind(1)
-            write_x, write_z, step = in_place(act, mlp_x), in_place(act, mlp_z), lstm.step_in(memory[:, :up_to_h])
+            write_x, write_z, step = (
+                in_place(act, mlp_x),
+                in_place(act, mlp_z),
+                lstm.step_in(memory[:, :up_to_h]),
+            )
             write_output = in_place(act, decoder, (self.output.weight, self.output.bias))
-            write_prior = in_place(act, mlp_prior, *affine(nn.Sequential(), self.prior)) if draw else None
+            write_prior = (
+                in_place(act, mlp_prior, *affine(nn.Sequential(), self.prior)) if draw else None
+            )
             for t, output in enumerate(outputs.unbind(1)):
                 if order == "zxh":
                     part["z"].copy_(features[t])
                 if t > 0:
                     x_past = self.feed_back(outputs[:, t - 1])
                     if true is not None:
-                        fed.append(x_past := torch.where(draws[t] < self.own_past, x_past, true[:, t - 1]))
+                        fed.append(
+                            x_past := torch.where(draws[t] < self.own_past, x_past, true[:, t - 1])
+                        )
                 write_x(x_past, part["x"])
                 if t > 0 or order != "xzh":  # that LSTM reads z of the frame before
                     step()
                 if draw:
                     write_prior(memory[:, up_to_h - widths["h"] :], moments)
-                    write_z(torch.addcmul(mean, log_variance.mul_(0.5).exp_(), features[t]), part["z"])
+                    write_z(
+                        torch.addcmul(mean, log_variance.mul_(0.5).exp_(), features[t]), part["z"]
+                    )
                 else:
                     part["z"].copy_(features[t])
                 write_output(memory[:, after_x:], output)

@@ -37,7 +37,12 @@ class RVAEConfig(RecurrentConfig):
 class RVAE(DVAE):
     def __init__(self, config: RVAEConfig):
         super().__init__(config)
-        activation, bins, latent, both = config.activation, config.bins, config.latent, config.bidirectional
+        activation, bins, latent, both = (
+            config.activation,
+            config.bins,
+            config.latent,
+            config.bidirectional,
+        )
         self.mlp_x = mlp(bins, config.x_hidden, activation)
         self.lstm_gx = LSTM(self.mlp_x.outputs, config.gx_rnn, config.layers, True, both)
         self.mlp_gz = mlp(latent, config.z_hidden, activation)
@@ -54,10 +59,16 @@ class RVAE(DVAE):
         """q(z_t | z_{1:t−1}, x_{t:T}) and its sample, from gx (batch, frames, ·)."""
         (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
         of_gx, of_gz = weight[:, : gx.shape[-1]], weight[:, gx.shape[-1] :]
-        inputs, transition, lstm = F.linear(gx, of_gx, bias), affine(self.mlp_gz), self.lstm_gz.weights()
+        inputs, transition, lstm = (
+            F.linear(gx, of_gx, bias),
+            affine(self.mlp_gz),
+            self.lstm_gz.weights(),
+        )
         _, state = self.lstm_gz.step(self.mlp_gz(torch.zeros_like(noise[:, 0])))
         activation = self.config.activation
-        *q_z, z, _ = latent_scan(inputs, noise, state, of_gz, posterior, transition, lstm, activation=activation)
+        *q_z, z, _ = latent_scan(
+            inputs, noise, state, of_gz, posterior, transition, lstm, activation=activation
+        )
         return Gaussian(*q_z), z
 
     def score(self, x_past: Tensor | None, z: Tensor, w: None = None) -> Score:
@@ -78,4 +89,6 @@ class RVAE(DVAE):
             z = q[-1].sample(noise[:, t])
             zs.append(z)
         h = self.lstm_h.forward_reference(framewise(self.mlp_h, torch.stack(zs, dim=1)))
-        return stack_frames([DVAEOutput(self.output(self.decoder(h[:, t])), z, q[t]) for t, z in enumerate(zs)])
+        return stack_frames(
+            [DVAEOutput(self.output(self.decoder(h[:, t])), z, q[t]) for t, z in enumerate(zs)]
+        )

@@ -36,17 +36,32 @@ class SegmentEncoder(nn.Module):
     """q(z | x, ·) of a segment x (batch, frames, bins): a recurrent network over the frames, its last output → Gaussian
     head. A second latent that z depends on is given to every frame. Architecture "fc": the segment as one vector."""
 
-    def __init__(self, architecture: str, frames: int, bins: int, given: int, width: int, layers: int, latent: int):
+    def __init__(
+        self,
+        architecture: str,
+        frames: int,
+        bins: int,
+        given: int,
+        width: int,
+        layers: int,
+        latent: int,
+    ):
         super().__init__()
         self.flat = architecture == "fc"
         inputs = given + (frames * bins if self.flat else bins)
-        self.network = mlp(inputs, (width,) * layers) if self.flat else recurrent(architecture, inputs, width, layers)
+        self.network = (
+            mlp(inputs, (width,) * layers)
+            if self.flat
+            else recurrent(architecture, inputs, width, layers)
+        )
         self.posterior = GaussianHead(width, latent)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Gaussian:
         if self.flat:
             x = x.flatten(1)
-            return self.posterior(self.network(x if given is None else torch.cat([x, given], dim=-1)))
+            return self.posterior(
+                self.network(x if given is None else torch.cat([x, given], dim=-1))
+            )
         x = x if given is None else torch.cat([x, per_frame(given, x)], dim=-1)
         return self.posterior(self.network(x)[:, -1])
 
@@ -55,15 +70,23 @@ class SegmentDecoder(nn.Module):
     """p(x | z) of a segment: a recurrent network fed z (batch, latent) at every frame → Gaussian head per frame,
     (batch, frames, bins). Architecture "fc": all frames at once."""
 
-    def __init__(self, architecture: str, frames: int, bins: int, latent: int, width: int, layers: int):
+    def __init__(
+        self, architecture: str, frames: int, bins: int, latent: int, width: int, layers: int
+    ):
         super().__init__()
         self.frames, self.flat = frames, architecture == "fc"
-        self.network = mlp(latent, (width,) * layers) if self.flat else recurrent(architecture, latent, width, layers)
+        self.network = (
+            mlp(latent, (width,) * layers)
+            if self.flat
+            else recurrent(architecture, latent, width, layers)
+        )
         self.output = GaussianHead(width, frames * bins if self.flat else bins)
 
     def forward(self, z: Tensor) -> Gaussian:
         if self.flat:
-            return Gaussian(*(p.unflatten(-1, (self.frames, -1)) for p in self.output(self.network(z))))
+            return Gaussian(
+                *(p.unflatten(-1, (self.frames, -1)) for p in self.output(self.network(z)))
+            )
         return self.output(self.network(z[:, None].expand(-1, self.frames, -1)))
 
 

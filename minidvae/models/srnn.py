@@ -52,7 +52,9 @@ class SRNN(AutoregressiveDVAE):
         (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
         of_g, of_z = weight.split([g.shape[-1], self.config.latent], dim=1)
         inputs, state = F.linear(g, of_g, bias), [torch.zeros_like(noise[:, 0])]
-        *q_z, z, _ = latent_scan(inputs, noise, state, of_z, posterior, activation=self.config.activation)
+        *q_z, z, _ = latent_scan(
+            inputs, noise, state, of_z, posterior, activation=self.config.activation
+        )
         return Gaussian(*q_z), z
 
     def infer_prior(self, h: Tensor, z_past: Tensor) -> Gaussian:
@@ -74,7 +76,14 @@ class SRNN(AutoregressiveDVAE):
         return Score(self.likelihood(h, z), self.infer_prior(h, past(z)))
 
     def frame_modules(self):
-        return "xhz", self.mlp_x, mlp(self.config.latent, ()), self.lstm_h, self.prior_mlp, self.decoder
+        return (
+            "xhz",
+            self.mlp_x,
+            mlp(self.config.latent, ()),
+            self.lstm_h,
+            self.prior_mlp,
+            self.decoder,
+        )
 
     def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
         """`forward` with the true past, one frame at a time."""

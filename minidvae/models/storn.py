@@ -62,6 +62,8 @@ class STORN(AutoregressiveDVAE):
         for t, x_past in enumerate(past(inputs).unbind(1)):
             q_z = self.posterior(self.mlp_g(g[:, t]))
             z = q_z.sample(noise[:, t])
-            h, state = self.lstm_h.step(torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state)
+            h, state = self.lstm_h.step(
+                torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state
+            )
             frames.append(DVAEOutput(self.output(self.mlp_h(h)), z, q_z))
         return stack_frames(frames)

@@ -13,7 +13,12 @@ from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Score, mlp
 
 @dataclass
 class VAEConfig(DVAEConfig):
-    hidden: tuple[int, ...] = (256, 128, 64, 32)  # widths of the encoder; the decoder has them reversed
+    hidden: tuple[int, ...] = (
+        256,
+        128,
+        64,
+        32,
+    )  # widths of the encoder; the decoder has them reversed
 
 
 class VAE(DVAE):

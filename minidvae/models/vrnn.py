@@ -72,7 +72,10 @@ class VRNN(AutoregressiveDVAE):
 
     def hidden(self, x_past: Tensor, z: Tensor) -> Tensor:
         """h (batch, frames, rnn): zeros at the first frame, then the LSTM's state after x_{1:t−1} and z_{1:t−1}"""
-        return F.pad(self.lstm(torch.cat([self.mlp_x(x_past[:, 1:]), self.mlp_z(z[:, :-1])], dim=-1)), (0, 0, 1, 0))
+        return F.pad(
+            self.lstm(torch.cat([self.mlp_x(x_past[:, 1:]), self.mlp_z(z[:, :-1])], dim=-1)),
+            (0, 0, 1, 0),
+        )
 
     def score_of(self, h: Tensor, z: Tensor) -> Score:
         return Score(self.likelihood(h, z), self.infer_prior(h))

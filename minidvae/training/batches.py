@@ -20,25 +20,38 @@ import torch
 from ..data.audio import SAMPLE_RATE, STFT
 from ..data.corpus import Corpus
 from ..models.base import Model
+from .config import FEATURES, Recipe, SettingError
 from .features import bins_of, stft_of
-from .settings import FEATURES, Recipe, SettingError
 
 
 class Batches:
     """A source of batches for one kind of model."""
 
     models: ClassVar[type[Model]]  # what they have in common
-    settings: ClassVar[tuple[str, ...]]  # fields of Recipe that only some kinds have a use for, this one among them
+    settings: ClassVar[
+        tuple[str, ...]
+    ]  # fields of Recipe that only some kinds have a use for, this one among them
     needs_labels = False
     divisible = True  # whether several processes can share a batch
     unused = "shorter than one training sequence"  # what the utterances are that `skipped` counts
     extractor = ""  # digest of the trained model whose latents take the place of features
 
-    def __init__(self, corpus: Corpus, recipe: Recipe, seed: int, device: torch.device, per_epoch: int, skipped: int):
+    def __init__(
+        self,
+        corpus: Corpus,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        per_epoch: int,
+        skipped: int,
+    ):
         """per_epoch: steps in which the whole corpus is seen about once. Completes the recipe with it."""
         self.corpus, self.seed, self.device, self.skipped = corpus, seed, device, skipped
         self.per_epoch = max(1, per_epoch)
-        steps, report = recipe.steps or recipe.epochs * self.per_epoch, recipe.report or self.per_epoch
+        steps, report = (
+            recipe.steps or recipe.epochs * self.per_epoch,
+            recipe.report or self.per_epoch,
+        )
         self.recipe = replace(recipe, steps=steps, report=report)
 
     def __call__(self, step: int):
@@ -69,15 +82,24 @@ class Batches:
         """Raises SettingError where most utterances are shorter than one training sequence, and says how many frames
         nine in ten have."""
         stft, frames = stft_of(recipe), recipe.frames
-        lengths = sorted(u.trim[1] - u.trim[0] if recipe.trim else u.length for u in corpus.utterances)
+        lengths = sorted(
+            u.trim[1] - u.trim[0] if recipe.trim else u.length for u in corpus.utterances
+        )
         short = bisect_left(lengths, stft.samples(frames))
         if short > len(lengths) / 2:
-            seconds, fitting = stft.samples(frames) / SAMPLE_RATE, lengths[len(lengths) // 10] - stft.samples(1)
+            seconds, fitting = (
+                stft.samples(frames) / SAMPLE_RATE,
+                lengths[len(lengths) // 10] - stft.samples(1),
+            )
             wrong = f"{short} of {len(lengths)} utterances are shorter than a training sequence ({seconds:.2f} s)"
-            remedies = [f"--set frames={fitting // stft.hop + 1} fits nine in ten"] if fitting >= 0 else []
+            remedies = (
+                [f"--set frames={fitting // stft.hop + 1} fits nine in ten"] if fitting >= 0 else []
+            )
             if short < len(lengths):
                 remedies.append(f"--set frames={frames} trains on the others")
-            raise SettingError(f"{corpus.name}: {wrong}; {', '.join(remedies) or 'expected longer ones'}")
+            raise SettingError(
+                f"{corpus.name}: {wrong}; {', '.join(remedies) or 'expected longer ones'}"
+            )
 
     @classmethod
     def for_model(cls, recipe: Recipe, model: Model, stft: STFT, before: dict) -> Recipe:

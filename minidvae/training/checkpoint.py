@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from ..data.audio import STFT
-from ..files import atomic_write
+from ..files import CheckpointError, atomic_write, check_parameters, unpickle
 from ..models import MODELS, build_model, outline
 from ..models.base import DVAE
-from ..models.parameters import CheckpointError, check_parameters, unpickle
 from ..models.published import load_dvae_speech
-from .settings import Recipe, SettingError, check_config, check_numbers, typed
+from .config import Recipe, SettingError, check_config, check_numbers, typed
 
 RUNS = Path("runs")  # where train.py puts the folders of runs by default
-PRETRAINED = Path(__file__).parents[1] / "pretrained"  # NAME.pt and its card NAME.md for each model that ships
+PRETRAINED = (
+    Path(__file__).parents[1] / "pretrained"
+)  # NAME.pt and its card NAME.md for each model that ships
 
 
 @dataclass
@@ -42,20 +43,29 @@ class Progress:
     best: float = math.inf  # development loss
     waited: int = 0  # reports since that was reached
     seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)  # of each term of the loss since the last report
+    sums: dict[str, float] = field(
+        default_factory=dict
+    )  # of each term of the loss since the last report
     count: int = 0  # steps since then
 
 
 def save(path: str | Path, model_name: str, model: nn.Module, stft: STFT, **state) -> None:
     """Write a checkpoint: all that `load` needs to rebuild the model, and any further tensors, numbers and texts."""
     path, config = Path(path), dataclasses.asdict(model.config)
-    content = {"format": "minidvae", "model": model_name, "config": config, "stft": dataclasses.asdict(stft)}
+    content = {
+        "format": "minidvae",
+        "model": model_name,
+        "config": config,
+        "stft": dataclasses.asdict(stft),
+    }
     content |= {"parameters": model.state_dict(), **state}
     try:
         with atomic_write(path) as beside:
             torch.save(content, beside)
     except (OSError, RuntimeError) as error:  # a full disk is either
-        raise CheckpointError(f"{path}: could not be written, what was there is kept ({error})") from None
+        raise CheckpointError(
+            f"{path}: could not be written, what was there is kept ({error})"
+        ) from None
 
 
 def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
@@ -65,22 +75,32 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
         raise CheckpointError(f"{path}: no such checkpoint; expected a file that train.py wrote")
     content = unpickle(path, device)
     if not isinstance(content, dict) or content.get("format") != "minidvae":
-        raise CheckpointError(f"{path}: not a checkpoint of minidvae; expected a file that train.py wrote")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of minidvae; expected a file that train.py wrote"
+        )
     try:
         content["config"].pop("position_offset", None)  # of 0.2, which moved positions in training
-        name, parameters, stft = content["model"], content["parameters"], typed(STFT, content["stft"])
+        name, parameters, stft = (
+            content["model"],
+            content["parameters"],
+            typed(STFT, content["stft"]),
+        )
         config = vars(typed(MODELS[name][1], content["config"]))
         check_config(config)
         sketch = outline(name, config, len(parameters))
         check_parameters(sketch.state_dict(), parameters)
         if isinstance(sketch, DVAE) and stft.bins != sketch.config.bins:
-            raise SettingError(f"a window of {stft.window_length} samples does not have {sketch.config.bins} bins")
+            raise SettingError(
+                f"a window of {stft.window_length} samples does not have {sketch.config.bins} bins"
+            )
         if "plan" in content:
             check_plan(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: does not describe a model of this version ({error})") from None
+        raise CheckpointError(
+            f"{path}: does not describe a model of this version ({error})"
+        ) from None
     model = build_model(name, **config).to(device)
     model.load_state_dict(parameters)
     return model, stft, content
@@ -89,16 +109,31 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
 def check_plan(content: dict) -> None:
     """Raises KeyError, TypeError or SettingError where a checkpoint's plan and progress are not those of a training of
     its model. Some fields may be missing: models that ship do not name the data."""
-    known = {"model": content["model"], "recipe_name": "", "data": "", "seed": 0, "precision": "fp32"}
-    plan, progress = typed(Plan, known | content["plan"]), typed(Progress, content.get("progress", {}))
+    known = {
+        "model": content["model"],
+        "recipe_name": "",
+        "data": "",
+        "seed": 0,
+        "precision": "fp32",
+    }
+    plan, progress = (
+        typed(Plan, known | content["plan"]),
+        typed(Progress, content.get("progress", {})),
+    )
     Recipe.of(plan.recipe)
     check_numbers(vars(progress), not_negative=("step", "waited", "seconds", "count"))
     check_numbers(progress.sums, finite=progress.sums)
-    if plan.model != content["model"] or plan.precision not in ("fp32", "bf16") or not 0 <= plan.seed < 2**32:
+    if (
+        plan.model != content["model"]
+        or plan.precision not in ("fp32", "bf16")
+        or not 0 <= plan.seed < 2**32
+    ):
         raise SettingError(f"no training of a {content['model']} has this plan")
 
 
-def load_run(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
+def load_run(
+    folder: str | Path, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, STFT, dict]:
     """What a run folder holds (the best model so far), or a folder in the published format "DVAE-speech", or, where
     there is no such folder, the pretrained model of that name: the model, its STFT and the content of the checkpoint,
     of a published model only {"model": its name}."""
@@ -110,7 +145,9 @@ def load_run(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn
         name = next(name for name, (kind, _) in MODELS.items() if type(model) is kind)
         return model.to(device), stft, {"model": name}
     best = folder / "best.pt"
-    return restore(best if best.exists() else folder / "last.pt", device)  # stopped before its first report
+    return restore(
+        best if best.exists() else folder / "last.pt", device
+    )  # stopped before its first report
 
 
 def pretrained() -> list[str]:
@@ -130,5 +167,7 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[nn.M
 def newest_run() -> Path:
     found = sorted(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise CheckpointError(f"{RUNS}/: holds no run yet; train one first: python train.py --model light_dvae")
+        raise CheckpointError(
+            f"{RUNS}/: holds no run yet; train one first: python train.py --model light_dvae"
+        )
     return found[-1].parent

@@ -14,11 +14,10 @@ from tqdm import trange
 
 from ..data import audio
 from ..data.corpus import Corpus
-from ..files import atomic_write
+from ..files import CheckpointError, atomic_write
 from ..models.base import Gaussian
-from ..models.parameters import CheckpointError
 from . import checkpoint
-from .settings import LATENTS, Recipe
+from .config import LATENTS, Recipe
 
 
 class FeatureExtractor(NamedTuple):
@@ -36,11 +35,17 @@ FORMAT = 1  # of the files of latents: another number makes them anew
 
 
 def stft_of(recipe: Recipe) -> audio.STFT:
-    return audio.STFT(recipe.window, recipe.hop) if recipe.features == "power" else audio.FEATURE_STFT
+    return (
+        audio.STFT(recipe.window, recipe.hop) if recipe.features == "power" else audio.FEATURE_STFT
+    )
 
 
 def bins_of(recipe: Recipe) -> int:
-    return stft_of(recipe).bins if recipe.features == "power" else FEATURE_EXTRACTORS[recipe.features].bins
+    return (
+        stft_of(recipe).bins
+        if recipe.features == "power"
+        else FEATURE_EXTRACTORS[recipe.features].bins
+    )
 
 
 class SpectralFeatures:
@@ -70,33 +75,54 @@ class LatentFeatures:
         self.device = device
         model, _, content = checkpoint.load_run(folder, device)
         if content["model"] not in LATENTS:
-            raise CheckpointError(f"extractor={folder}: holds a {content['model']}; expected {' or '.join(LATENTS)}")
+            raise CheckpointError(
+                f"extractor={folder}: holds a {content['model']}; expected {' or '.join(LATENTS)}"
+            )
         if latent not in LATENTS[content["model"]]:
             there = " or ".join(f"latent={name}" for name in LATENTS[content["model"]])
-            raise CheckpointError(f"extractor={folder}: a {content['model']} has no {latent}; expected {there}")
+            raise CheckpointError(
+                f"extractor={folder}: a {content['model']} has no {latent}; expected {there}"
+            )
         features = content["plan"]["recipe"]["features"]
         self.bins = 2 * getattr(model.config, "latent" if latent == "z" else f"{latent}_latent")
         self.ends = np.cumsum([audio.FEATURE_STFT.frames(u.length) for u in corpus.utterances])
 
-        digest = hashlib.sha256(json.dumps([content["model"], asdict(model.config), features]).encode())
+        digest = hashlib.sha256(
+            json.dumps([content["model"], asdict(model.config), features]).encode()
+        )
         for parameter in model.state_dict().values():
             digest.update(parameter.cpu().numpy().tobytes())
         self.extractor = digest.hexdigest()[:24]
-        key = hashlib.sha256(json.dumps([FORMAT, corpus.fingerprint, self.extractor, latent]).encode())
+        key = hashlib.sha256(
+            json.dumps([FORMAT, corpus.fingerprint, self.extractor, latent]).encode()
+        )
         file = Path(corpus.packed.filename).parent / f"latents-{key.hexdigest()[:24]}.npy"
         if not file.exists():
-            self.write(file, model.eval(), latent, SpectralFeatures(corpus, features, device, room=0))
+            self.write(
+                file, model.eval(), latent, SpectralFeatures(corpus, features, device, room=0)
+            )
         self.rows = np.load(file, mmap_mode="r")
 
     @torch.no_grad()
     def write(self, file: Path, model, latent: str, spectral: SpectralFeatures) -> None:
-        described = {"descr": "<f4", "fortran_order": False, "shape": (int(self.ends[-1]), self.bins)}
+        described = {
+            "descr": "<f4",
+            "fortran_order": False,
+            "shape": (int(self.ends[-1]), self.bins),
+        }
         with atomic_write(file) as beside, open(beside, "wb") as rows:
             np.lib.format.write_array_header_1_0(rows, described)
-            for i in trange(len(self.ends), desc=f"extracting {latent}", unit=" utterances", disable=None):
+            for i in trange(
+                len(self.ends), desc=f"extracting {latent}", unit=" utterances", disable=None
+            ):
                 x, frames = spectral[i], model.config.frames
-                before, after = x[:1].expand(frames // 2, -1), x[-1:].expand(frames - frames // 2 - 1, -1)
-                segments = torch.cat([before, x, after]).unfold(0, frames, 1).transpose(1, 2)  # one around each frame
+                before, after = (
+                    x[:1].expand(frames // 2, -1),
+                    x[-1:].expand(frames - frames // 2 - 1, -1),
+                )
+                segments = (
+                    torch.cat([before, x, after]).unfold(0, frames, 1).transpose(1, 2)
+                )  # one around each frame
                 for some in segments.split(SEGMENTS_PER_BATCH):
                     posterior = torch.cat(encode(model, some, latent), dim=-1)
                     rows.write(posterior.float().cpu().numpy().astype("<f4").tobytes())
@@ -112,7 +138,9 @@ def encode(model, segments: Tensor, latent: str) -> Gaussian:
     return posterior if latent == "z" else getattr(posterior, f"q_{latent}")
 
 
-def utterance_features(corpus: Corpus, recipe: Recipe, device: torch.device) -> SpectralFeatures | LatentFeatures:
+def utterance_features(
+    corpus: Corpus, recipe: Recipe, device: torch.device
+) -> SpectralFeatures | LatentFeatures:
     """The features that a recipe names: those of `extractor` where there is one, else its `features`. Raises
     CheckpointError where the extractor is missing, is no FHVAE or β-VAE or has no such latent."""
     if recipe.extractor:
@@ -124,6 +152,10 @@ def mean_and_deviation(pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Per bin, in float64, over all frames of pieces (frames, bins): (bins,) each"""
     count, total, squares = 0, 0.0, 0.0
     for frames in (piece.double() for piece in pieces):
-        count, total, squares = count + len(frames), total + frames.sum(0), squares + frames.square().sum(0)
+        count, total, squares = (
+            count + len(frames),
+            total + frames.sum(0),
+            squares + frames.square().sum(0),
+        )
     mean = total / count
     return mean, (squares / count - mean.square()).clamp_min(0).sqrt()

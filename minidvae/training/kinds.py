@@ -2,10 +2,12 @@
 
 from ..models.base import Model
 from .batches import Batches
-from .segments import FeatureSegments
+from .segment_batches import FeatureSegments
 from .spectra import Spectra
-from .utterances import Utterances
+from .utterance_batches import Utterances
 
 
 def kind_of(model: type[Model]) -> type[Batches]:
-    return next(kind for kind in (Spectra, FeatureSegments, Utterances) if issubclass(model, kind.models))
+    return next(
+        kind for kind in (Spectra, FeatureSegments, Utterances) if issubclass(model, kind.models)
+    )

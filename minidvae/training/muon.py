@@ -33,7 +33,9 @@ class Muon(torch.optim.AdamW):
                 if wide and group.get("muon", True) and parameter.grad is not None:
                     matrices.setdefault(parameter.shape, []).append((parameter, group))
         for members in matrices.values():
-            updates = orthogonal(torch.stack([self.direction(parameter) for parameter, _ in members]))
+            updates = orthogonal(
+                torch.stack([self.direction(parameter) for parameter, _ in members])
+            )
             for (parameter, group), update in zip(members, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)

@@ -6,15 +6,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .. import processes
 from ..data.corpus import Corpus
 from ..data.crops import Augmentation, RandomCrops, consecutive_crops
 from ..models.base import DVAE
+from . import distributed
 from .batches import Batches
+from .config import Recipe
 from .features import stft_of
-from .settings import Recipe
 
-STATISTICS_BATCHES = 8  # training batches from which the input scale and the output bias of a DVAE are taken
+STATISTICS_BATCHES = (
+    8  # training batches from which the input scale and the output bias of a DVAE are taken
+)
 
 
 class Spectra(Batches):
@@ -27,20 +29,28 @@ class Spectra(Batches):
         self.stft = stft_of(recipe)
         self.samples = self.stft.samples(recipe.frames)
         augmentation = Augmentation(recipe.speed, recipe.gain, recipe.equaliser)
-        self.crops = RandomCrops(corpus, self.samples, recipe.batch, seed, recipe.trim, augmentation)
-        super().__init__(corpus, recipe, seed, device, self.crops.sequences // recipe.batch, self.crops.skipped)
+        self.crops = RandomCrops(
+            corpus, self.samples, recipe.batch, seed, recipe.trim, augmentation
+        )
+        super().__init__(
+            corpus, recipe, seed, device, self.crops.sequences // recipe.batch, self.crops.skipped
+        )
 
     def sample(self) -> Tensor:
         """Spectra from which statistics are taken, (batch, frames, bins)."""
         return torch.cat([self.stft.power(self.crops(step)) for step in range(STATISTICS_BATCHES)])
 
     def __call__(self, step: int) -> Tensor:
-        return self.stft.power(self.crops(step, processes.own(self.recipe.batch)).to(self.device, non_blocking=True))
+        return self.stft.power(
+            self.crops(step, distributed.own(self.recipe.batch)).to(self.device, non_blocking=True)
+        )
 
     def development(self, model: DVAE) -> Iterator[tuple[Tensor, int]]:
         """The past is as it will be at the end of training, so that the best checkpoint is the best at that."""
         model.own_past = self.recipe.own_past[-1]
-        for crops in consecutive_crops(self.corpus, self.samples, self.recipe.batch, self.recipe.trim):
+        for crops in consecutive_crops(
+            self.corpus, self.samples, self.recipe.batch, self.recipe.trim
+        ):
             yield self.stft.power(crops.to(self.device)), len(crops)
 
     @classmethod

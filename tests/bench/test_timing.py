@@ -1,7 +1,7 @@
 """What the benches share."""
 
 import pytest
-from cli import ROOT
+from run_scripts import ROOT
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,7 @@ def test_right_flags(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "bench")
     from timing import parser
 
-    found = parser("a bench").parse_args(["--repeats", "2", "--device", "cpu", "--csv", str(tmp_path / "a.csv")])
+    found = parser("a bench").parse_args(
+        ["--repeats", "2", "--device", "cpu", "--csv", str(tmp_path / "a.csv")]
+    )
     assert (found.repeats, found.device.type, found.csv) == (2, "cpu", tmp_path / "a.csv")

@@ -3,7 +3,7 @@
 import csv
 import sys
 
-from cli import ROOT, call, surroundings  # noqa: F401
+from run_scripts import ROOT, call, surroundings  # noqa: F401
 
 
 def test_a_checkout_against_itself(speech, monkeypatch, tmp_path):
@@ -17,4 +17,8 @@ def test_a_checkout_against_itself(speech, monkeypatch, tmp_path):
     call(versus, ROOT, *flags, "--csv", "table.csv", *settings)
     with open("table.csv") as file:
         (row,) = csv.DictReader(file)
-    assert float(row["losses differ by"]) == 0 and float(row["this"]) > 0 and float(row["processes / base"]) > 0
+    assert (
+        float(row["losses differ by"]) == 0
+        and float(row["this"]) > 0
+        and float(row["processes / base"]) > 0
+    )

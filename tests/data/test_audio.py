@@ -64,24 +64,38 @@ def test_a_wrong_frame_is_not_amplified_at_the_ends():
     """Fails where the last samples rest on the edge of one window: errors would be divided by almost 0."""
     for stft in (LIGHT, BENCHMARK):
         for samples in (4 * stft.hop - 1, 4 * stft.hop, 4 * stft.hop + 1):
-            error = torch.randn(stft.frames(samples), stft.window_length, generator=torch.manual_seed(0))
-            assert stft.synthesise(torch.fft.rfft(error), samples).abs().max() < 2 * error.abs().max()
+            error = torch.randn(
+                stft.frames(samples), stft.window_length, generator=torch.manual_seed(0)
+            )
+            assert (
+                stft.synthesise(torch.fft.rfft(error), samples).abs().max() < 2 * error.abs().max()
+            )
 
 
 def test_analysis_is_the_centred_windowed_transform():
     """Fails where window, centring, padding or transform differ from the definition."""
     waveform = speechlike(3001)
-    windows = {LIGHT: sine_window(1024), BENCHMARK: sine_window(512), FEATURE_STFT: hamming_window(400)}
+    windows = {
+        LIGHT: sine_window(1024),
+        BENCHMARK: sine_window(512),
+        FEATURE_STFT: hamming_window(400),
+    }
     for stft, window in windows.items():
-        expected = np.array([fourier(frame) for frame in centred_frames(waveform, window, stft.hop)])
+        expected = np.array(
+            [fourier(frame) for frame in centred_frames(waveform, window, stft.hop)]
+        )
         assert np.abs(stft.analyse(torch.from_numpy(waveform)).numpy() - expected).max() < 1e-9
-        assert np.abs(stft.analyse(torch.from_numpy(waveform).float()).numpy() - expected).max() < 1e-3
+        assert (
+            np.abs(stft.analyse(torch.from_numpy(waveform).float()).numpy() - expected).max() < 1e-3
+        )
 
 
 def test_power_of_a_crop_is_not_padded():
     """Fails where a crop is padded, or the number of frames is not the one that was asked for."""
     crop = speechlike(LIGHT.samples(5))
-    expected = [np.abs(fourier(crop[256 * t : 256 * t + 1024] * sine_window(1024))) ** 2 for t in range(5)]
+    expected = [
+        np.abs(fourier(crop[256 * t : 256 * t + 1024] * sine_window(1024))) ** 2 for t in range(5)
+    ]
     power = LIGHT.power(torch.from_numpy(crop).float().expand(2, -1))
     assert power.dtype == torch.float32 and power.shape == (2, 5, 513)
     assert np.abs(power.numpy() - expected).max() < 1e-5 * np.max(expected)
@@ -91,15 +105,23 @@ def test_power_of_a_crop_is_not_padded():
 def test_synthesis_is_the_least_squares_inverse():
     """Fails where an inconsistent spectrum is not taken to the waveform whose STFT is nearest to it."""
     generator, stft, samples = torch.Generator().manual_seed(0), STFT(16, 8), 40
-    target = torch.randn(stft.frames(samples), stft.bins, generator=generator, dtype=torch.complex128)
+    target = torch.randn(
+        stft.frames(samples), stft.bins, generator=generator, dtype=torch.complex128
+    )
     target[:, [0, -1]] = target[:, [0, -1]].real + 0j
 
-    analysis = stft.analyse(torch.eye(samples, dtype=torch.float64)).flatten(1).mT  # STFT of x: analysis @ x
-    mirrored = torch.full((stft.bins,), 2.0, dtype=torch.float64)  # most frequencies stand for two in the sum
+    analysis = (
+        stft.analyse(torch.eye(samples, dtype=torch.float64)).flatten(1).mT
+    )  # STFT of x: analysis @ x
+    mirrored = torch.full(
+        (stft.bins,), 2.0, dtype=torch.float64
+    )  # most frequencies stand for two in the sum
     mirrored[[0, -1]] = 1
     weight = mirrored.sqrt().repeat(target.shape[0])[:, None]
     rows, right = weight * analysis, weight * target.reshape(-1, 1)
-    nearest = torch.linalg.lstsq(torch.cat([rows.real, rows.imag]), torch.cat([right.real, right.imag]))
+    nearest = torch.linalg.lstsq(
+        torch.cat([rows.real, rows.imag]), torch.cat([right.real, right.imag])
+    )
     assert (stft.synthesise(target, samples) - nearest.solution[:, 0]).abs().max() < 1e-9
 
 
@@ -108,7 +130,9 @@ def test_log_variance_scales_and_phase_stays():
     waveform = torch.from_numpy(speechlike(5000))
     spectrum = LIGHT.analyse(waveform)
     log_variance = spectrum.abs().square().log() + 2 * np.log(3)
-    assert (audio.resynthesise(log_variance, spectrum, LIGHT, 5000) - 3 * waveform).abs().max() < 1e-9
+    assert (
+        audio.resynthesise(log_variance, spectrum, LIGHT, 5000) - 3 * waveform
+    ).abs().max() < 1e-9
 
 
 def test_lengths_and_windows_that_cannot_work_are_refused():
@@ -143,7 +167,9 @@ def test_gpu_agrees_with_cpu():
         audio.fbank,
         audio.log_magnitude,
         lambda w: LIGHT.synthesise(LIGHT.analyse(w), 16_000),
-        lambda w: audio.griffin_lim(power.to(w.device), LIGHT, 1, generator=torch.Generator().manual_seed(0)),
+        lambda w: audio.griffin_lim(
+            power.to(w.device), LIGHT, 1, generator=torch.Generator().manual_seed(0)
+        ),
     ):
         on_cpu, on_gpu = function(waveform), function(waveform.cuda()).cpu()
         assert (on_gpu - on_cpu).abs().max() < 1e-3 * on_cpu.abs().max()
@@ -163,11 +189,15 @@ def test_griffin_lim_converges_and_momentum_helps():
 
     def error(iterations, momentum):
         generator = torch.Generator().manual_seed(0)
-        waveform = audio.griffin_lim(magnitude.square(), LIGHT, iterations, momentum, 16_000, generator)
+        waveform = audio.griffin_lim(
+            magnitude.square(), LIGHT, iterations, momentum, 16_000, generator
+        )
         return spectral_convergence(waveform, magnitude, LIGHT)
 
     original = [error(iterations, 0.0) for iterations in (0, 1, 5, 20, 60)]
-    assert original == sorted(original, reverse=True)  # Griffin & Lim 1984 prove that it never rises
+    assert original == sorted(
+        original, reverse=True
+    )  # Griffin & Lim 1984 prove that it never rises
     assert original[-1] < 0.5 * original[0]
     assert error(60, 0.99) < 0.5 * original[-1]
 
@@ -178,7 +208,9 @@ def test_griffin_lim_is_batched_and_repeatable():
     power = LIGHT.analyse(waveforms).abs().square()
 
     def rebuilt(seed):
-        return audio.griffin_lim(power, LIGHT, 3, length=7001, generator=torch.Generator().manual_seed(seed))
+        return audio.griffin_lim(
+            power, LIGHT, 3, length=7001, generator=torch.Generator().manual_seed(seed)
+        )
 
     assert rebuilt(5).shape == (2, 7001)
     assert torch.equal(rebuilt(5), rebuilt(5)) and not torch.allclose(rebuilt(5), rebuilt(6))
@@ -229,8 +261,12 @@ def test_log_magnitude_is_its_definition_and_comes_back():
     assert features.shape == (26, 200) and np.abs(features.numpy() - expected).max() < 1e-9
     power = audio.log_magnitude_to_power(features)
     assert (power[:, 0] == 0).all()
-    back = audio.resynthesise(power.log(), FEATURE_STFT.analyse(torch.from_numpy(waveform)), FEATURE_STFT, 4000)
-    assert ((back - torch.from_numpy(waveform)).norm() / np.linalg.norm(waveform)) < 0.03  # but for 0 Hz
+    back = audio.resynthesise(
+        power.log(), FEATURE_STFT.analyse(torch.from_numpy(waveform)), FEATURE_STFT, 4000
+    )
+    assert (
+        (back - torch.from_numpy(waveform)).norm() / np.linalg.norm(waveform)
+    ) < 0.03  # but for 0 Hz
 
 
 def test_features_of_a_crop_are_those_of_the_utterance():
@@ -272,8 +308,12 @@ def test_trim_is_its_definition(seed):
     """Fails where the running sum gives other levels than the frames themselves."""
     rng = np.random.default_rng(seed)
     waveform = speechlike(rng.integers(9000, 30_000), seed=seed)
-    waveform = np.concatenate([np.zeros(rng.integers(9000)), waveform, np.zeros(rng.integers(9000))])
-    waveform = (waveform + 10 ** rng.uniform(-4, -1) * rng.standard_normal(len(waveform))).astype(np.float32)
+    waveform = np.concatenate(
+        [np.zeros(rng.integers(9000)), waveform, np.zeros(rng.integers(9000))]
+    )
+    waveform = (waveform + 10 ** rng.uniform(-4, -1) * rng.standard_normal(len(waveform))).astype(
+        np.float32
+    )
     padded = np.pad(waveform.astype(np.float64), 1024)
     frames = [padded[t * 512 : t * 512 + 2048] for t in range(1 + len(waveform) // 512)]
     levels = [10 * np.log10(np.mean(frame**2)) for frame in frames]
@@ -292,7 +332,9 @@ def sinusoid(hertz, rate, seconds=0.5):
 def test_a_resampled_tone_is_the_tone_at_the_new_rate(rate):
     """Fails where a tone is shifted, scaled or bent, or one that the new rate cannot hold gets through."""
     resampled = audio.resample(sinusoid(1000, rate).astype(np.float32), rate, 16_000)
-    assert resampled.dtype == np.float32 and len(resampled) == int(np.ceil(round(rate / 2) * 16_000 / rate))
+    assert resampled.dtype == np.float32 and len(resampled) == int(
+        np.ceil(round(rate / 2) * 16_000 / rate)
+    )
     assert np.abs(resampled - sinusoid(1000, 16_000)[: len(resampled)])[200:-200].max() < 2e-3
     if rate > 40_000:
         assert np.abs(audio.resample(sinusoid(10_000, rate), rate, 16_000))[200:-200].max() < 2e-3
@@ -313,7 +355,9 @@ def test_a_resampled_tone_is_the_tone_at_the_new_rate(rate):
 def test_every_format_is_read(tmp_path, name, format, subtype, error, rate):
     """Fails where a format does not decode, channels are not averaged, or rate or channels are wrong."""
     left, right = sinusoid(400, rate), sinusoid(700, rate)
-    soundfile.write(tmp_path / name, np.stack([left, right], axis=1), rate, format=format, subtype=subtype)
+    soundfile.write(
+        tmp_path / name, np.stack([left, right], axis=1), rate, format=format, subtype=subtype
+    )
     waveform, file_rate, channels = audio.read(tmp_path / name)
     assert waveform.dtype == np.float32 and (file_rate, channels) == (rate, 2)
     assert np.abs(waveform - (left + right) / 2).max() < error
@@ -329,7 +373,9 @@ def test_a_flac_without_its_length_is_read(tmp_path):
     content[21] &= 0xF0  # the number of samples: the last 36 bits before the checksum of STREAMINFO
     content[22:26] = bytes(4)
     (tmp_path / "a.flac").write_bytes(content)
-    assert np.array_equal(audio.read(tmp_path / "a.flac")[0], (waveform / np.float32(2**15)).mean(axis=1))
+    assert np.array_equal(
+        audio.read(tmp_path / "a.flac")[0], (waveform / np.float32(2**15)).mean(axis=1)
+    )
 
 
 def test_written_files_come_back(tmp_path):
@@ -338,7 +384,12 @@ def test_written_files_come_back(tmp_path):
     waveform[:2] = 1, -1
     audio.write(tmp_path / "a.wav", waveform)
     info = soundfile.info(tmp_path / "a.wav")
-    assert (info.format, info.subtype, info.samplerate, info.channels) == ("WAV", "PCM_16", 16_000, 1)
+    assert (info.format, info.subtype, info.samplerate, info.channels) == (
+        "WAV",
+        "PCM_16",
+        16_000,
+        1,
+    )
     back, _ = soundfile.read(tmp_path / "a.wav")
     assert np.abs(back - waveform)[1:].max() <= 2**-16  # half a step
     assert back[0] == 1 - 2**-15  # the largest number of 16 bits
@@ -366,7 +417,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert np.array_equal(audio.read(tmp_path / "a.wav")[0], np.full(10, np.float32(0.5)))
 
 
-SHORTENED = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n".ljust(1024)
+SHORTENED = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n".ljust(
+    1024
+)
 
 
 @pytest.mark.parametrize(
@@ -398,14 +451,19 @@ def test_bad_files_get_one_line(tmp_path, name, content, reason):
     assert line.startswith(f"{path}: ") and reason in line and "\n" not in line
 
 
-@pytest.mark.parametrize(("rate", "taken"), [(1, 0), (3999, 0), (4000, 1), (768_000, 1), (768_001, 0)])
+@pytest.mark.parametrize(
+    ("rate", "taken"), [(1, 0), (3999, 0), (4000, 1), (768_000, 1), (768_001, 0)]
+)
 def test_rates_that_are_no_rates_of_speech_are_refused(tmp_path, rate, taken):
     """Fails where a header that claims 1 Hz makes 16,000 samples of every one, or a rate that occurs is refused."""
     soundfile.write(tmp_path / "a.wav", np.full(1000, 0.5), rate)
     if taken:
         assert len(audio.load(tmp_path / "a.wav")) == np.ceil(1000 * 16_000 / rate)
     else:
-        with pytest.raises(AudioError, match=rf"a\.wav: claims a sampling rate of {rate} Hz; expected 4000 to 768000$"):
+        with pytest.raises(
+            AudioError,
+            match=rf"a\.wav: claims a sampling rate of {rate} Hz; expected 4000 to 768000$",
+        ):
             audio.load(tmp_path / "a.wav")
 
 
@@ -417,7 +475,13 @@ def test_a_folder_is_not_a_sound_file(tmp_path):
 
 def test_a_data_chunk_that_claims_more_than_the_file_has(tmp_path):
     """A file of 600 bytes decodes to gigabytes of zeros, since its codec goes on after the end."""
-    soundfile.write(tmp_path / "a.w64", np.random.default_rng(0).normal(0, 0.1, 2000), 8000, "GSM610", format="W64")
+    soundfile.write(
+        tmp_path / "a.w64",
+        np.random.default_rng(0).normal(0, 0.1, 2000),
+        8000,
+        "GSM610",
+        format="W64",
+    )
     content = bytearray((tmp_path / "a.w64").read_bytes())
     place = content.index(b"data") + 16  # of its size, 8 bytes
     content[place + 6 : place + 8] = b"\x7f\xff"

@@ -66,7 +66,11 @@ LAYOUTS = {  # layout → files of audio, files of text, the expected (speaker, 
             "train-clean-100/19/198/19-198.trans.txt": "19-198-0000 NORTHANGER ABBEY\n",
             "test-other/367/130/367-130.trans.txt": "367-130-0000 NO\n367-130-0001 YES  SIR\n",
         },
-        [("19", "train", "F", "", "NORTHANGER ABBEY"), ("84", "dev", "F", "", ""), ("367", "test", "M", "", "YES SIR")],
+        [
+            ("19", "train", "F", "", "NORTHANGER ABBEY"),
+            ("84", "dev", "F", "", ""),
+            ("367", "test", "M", "", "YES SIR"),
+        ],
     ),
     "LibriSpeech in plain splits": (
         ["train/19/19-198-0000.ogg", "dev/84/84-121-0000.ogg", "test/367/367-130-0001.flac"],
@@ -81,7 +85,10 @@ LAYOUTS = {  # layout → files of audio, files of text, the expected (speaker, 
             "clean_testset_wav/p232_001.wav",
             "noisy_testset_wav/p232_001.wav",
         ],
-        {"trainset_28spk_txt/p227_001.txt": "Please call Stella.\n", "testset_txt/p232_001.txt": "No.\n"},
+        {
+            "trainset_28spk_txt/p227_001.txt": "Please call Stella.\n",
+            "testset_txt/p232_001.txt": "No.\n",
+        },
         [
             ("p226", "dev", "", "", ""),
             ("p227", "train", "", "", "Please call Stella."),
@@ -97,7 +104,11 @@ LAYOUTS = {  # layout → files of audio, files of text, the expected (speaker, 
             "wsj0/si_tr_l/012/012c0201.wav",
         ],
         {"wsj0/si_tr_s/011/011c0200.dot": "The words. (011c0201)\nOthers (011c0202)\n"},
-        [("011", "train", "", "", "The words."), ("050", "dev", "", "", ""), ("440", "test", "", "", "")],
+        [
+            ("011", "train", "", "", "The words."),
+            ("050", "dev", "", "", ""),
+            ("440", "test", "", "", ""),
+        ],
     ),
     "TIMIT": (
         [
@@ -120,7 +131,11 @@ LAYOUTS = {  # layout → files of audio, files of text, the expected (speaker, 
     "timit in lower case": (
         ["train/dr1/fcjf0/sx127.wav", "test/dr1/mdab0/sx139.wav", "test/dr1/faks0/sx133.wav"],
         {"test/dr1/mdab0/sx139.txt": "0 4800 Yes.\n"},
-        [("fcjf0", "train", "F", "", ""), ("mdab0", "test", "M", "", "Yes."), ("faks0", "dev", "F", "", "")],
+        [
+            ("fcjf0", "train", "F", "", ""),
+            ("mdab0", "test", "M", "", "Yes."),
+            ("faks0", "dev", "F", "", ""),
+        ],
     ),
     "Aurora-4": (
         [
@@ -197,7 +212,9 @@ def test_wrong_phones(line, tmp_path, load):
     """A phone label that cannot be is taken, or its error does not name the file, the line and what would be right."""
     write(tmp_path / "speech/train/a/x.wav", noise(0.4, 8000), 8000)
     (tmp_path / "speech/train/a/x.phn").write_text(f"0 1000 h#\n\n1000 1600 dh\n{line}\n")
-    with pytest.raises(CorpusError, match=r"x\.phn: line 4: .* start stop label.*3200 samples") as raised:
+    with pytest.raises(
+        CorpusError, match=r"x\.phn: line 4: .* start stop label.*3200 samples"
+    ) as raised:
         load(tmp_path / "speech")
     assert len(str(raised.value)) < 300
     (tmp_path / "speech/train/a/x.phn").write_text("0 1000 h#\n1000 3200 dh\n")
@@ -219,7 +236,9 @@ def test_splits_drawn_by_speaker(tmp_path, load):
     assert again.utterances == corpus.utterances
 
 
-@pytest.mark.parametrize("count, splits", [(1, ["train"]), (2, ["dev", "train"]), (3, ["dev", "test", "train"])])
+@pytest.mark.parametrize(
+    "count, splits", [(1, ["train"]), (2, ["dev", "train"]), (3, ["dev", "test", "train"])]
+)
 def test_splits_drawn_from_few_files(count, splits, tmp_path, load):
     """A flat folder of few files has an empty training set, or lacks a split that it could have."""
     for k in range(count):
@@ -277,12 +296,24 @@ HEADER = ("path", "speaker", "split")
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([HEADER, ("sounds/a.wav", "anna", "train"), ("c.wav", "b", "dev")], r"line 3: no such file: .*/c\.wav"),
-        ([(*HEADER, "phones"), ("sounds/a.wav", "anna", "train", "a.phn")], r"line 2: no such file: .*/a\.phn"),
-        ([HEADER, ("sounds/a.wav", "anna", "tr")], "line 2: unknown split 'tr'; right are train, dev, test"),
+        (
+            [HEADER, ("sounds/a.wav", "anna", "train"), ("c.wav", "b", "dev")],
+            r"line 3: no such file: .*/c\.wav",
+        ),
+        (
+            [(*HEADER, "phones"), ("sounds/a.wav", "anna", "train", "a.phn")],
+            r"line 2: no such file: .*/a\.phn",
+        ),
+        (
+            [HEADER, ("sounds/a.wav", "anna", "tr")],
+            "line 2: unknown split 'tr'; right are train, dev, test",
+        ),
         ([HEADER, ("sounds/a.wav", "anna")], "line 2: no split; .* columns path, speaker, split"),
         ([HEADER, (), ("sounds/a.wav", "anna", "train")], "line 2: no path or speaker or split"),
-        ([("sounds/a.wav", "anna", "train"), ("b.wav", "bob", "dev")], "line 2: no path or speaker or split"),
+        (
+            [("sounds/a.wav", "anna", "train"), ("b.wav", "bob", "dev")],
+            "line 2: no path or speaker or split",
+        ),
         ([HEADER], "no rows; a manifest has a header"),
     ],
 )
@@ -290,7 +321,9 @@ def test_wrong_manifest(rows, message, tmp_path, load):
     """A wrong manifest is taken, or its error does not name the line and what would be right."""
     with pytest.raises(CorpusError, match=message) as raised:
         load(manifest(tmp_path, *rows))
-    assert str(raised.value).startswith(str(tmp_path / "speech.tsv")) and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(str(tmp_path / "speech.tsv")) and "\n" not in str(
+        raised.value
+    )
 
 
 def test_a_sound_file_is_a_corpus(tmp_path, load):
@@ -305,13 +338,17 @@ def test_a_sound_file_is_a_corpus(tmp_path, load):
 
 def test_waveforms(tmp_path, load):
     """Samples, level or bounds of the speech differ from the file's, or it was packed trimmed."""
-    speech = np.round(np.concatenate([np.zeros(8000), 9000 * noise(1.0), np.zeros(16000)])).astype(np.int16)
+    speech = np.round(np.concatenate([np.zeros(8000), 9000 * noise(1.0), np.zeros(16000)])).astype(
+        np.int16
+    )
     write(tmp_path / "speech/train/a/a.wav", speech)
     corpus = load(tmp_path / "speech")
     whole, trimmed = corpus.waveform(0, trim=False), corpus.waveform(0)
     assert isinstance(corpus.packed, np.memmap) and corpus.packed.dtype == np.int16
     assert whole.dtype == np.float32
-    np.testing.assert_allclose(whole, speech / np.abs(speech).max(), atol=0.501 / 32767)  # half a step
+    np.testing.assert_allclose(
+        whole, speech / np.abs(speech).max(), atol=0.501 / 32767
+    )  # half a step
     assert np.abs(whole).max() == pytest.approx(1, abs=1e-6)
     start, stop = corpus.utterances[0].trim
     np.testing.assert_array_equal(trimmed, whole[start:stop])
@@ -344,7 +381,10 @@ def test_samples_at_the_ends_of_float32(tmp_path, load):
     soundfile.write(folder / "faint.wav", np.full(44100, 1e-45), 44100, subtype="FLOAT")
     corpus = load(tmp_path / "speech")
     assert [u.name for u in corpus.utterances] == ["good"] and np.abs(corpus.waveform(0)).max() == 1
-    assert load.notes[0].startswith("skipped 3 of 4 files: 1 silent") and "2 cannot be read" in load.notes[0]
+    assert (
+        load.notes[0].startswith("skipped 3 of 4 files: 1 silent")
+        and "2 cannot be read" in load.notes[0]
+    )
 
 
 def test_bad_files_are_skipped_and_counted(tmp_path, load):
@@ -362,10 +402,14 @@ def test_bad_files_are_skipped_and_counted(tmp_path, load):
     assert sorted(u.name for u in corpus.utterances) == ["good0", "good1"]
     skipped = [line for line in load.notes if line.startswith("skipped")]
     assert len(skipped) == 1 and skipped[0].startswith("skipped 6 of 8 files: ")
-    assert all(part in skipped[0] for part in ("4 cannot be read", "1 silent", "1 shorter than 0.1 s"))
+    assert all(
+        part in skipped[0] for part in ("4 cannot be read", "1 silent", "1 shorter than 0.1 s")
+    )
     for good in folder.glob("good*.wav"):
         good.unlink()
-    with pytest.raises(CorpusError, match="speech: holds nothing that can be used.*skipped 6 of 6") as raised:
+    with pytest.raises(
+        CorpusError, match="speech: holds nothing that can be used.*skipped 6 of 6"
+    ) as raised:
         load(tmp_path / "speech")
     assert "\n" not in str(raised.value)
 
@@ -373,7 +417,9 @@ def test_bad_files_are_skipped_and_counted(tmp_path, load):
 def test_names_that_are_not_utf_8(tmp_path, load):
     """A file whose name is not UTF-8 is lost, or cannot be told of on a terminal."""
     write(tmp_path / "speech/train/a/good.wav")
-    (tmp_path / "speech/train/a/good.wav").rename(tmp_path / "speech/train/a" / os.fsdecode(b"good\xe9.wav"))
+    (tmp_path / "speech/train/a/good.wav").rename(
+        tmp_path / "speech/train/a" / os.fsdecode(b"good\xe9.wav")
+    )
     (tmp_path / "speech/train/a" / os.fsdecode(b"bad\xff.wav")).write_text("not a sound")
     assert [u.name for u in load(tmp_path / "speech").utterances] == ["good_"]
     assert r"bad\udcff.wav: does not decode" in load.notes[0] and "\n".join(load.notes).encode()
@@ -386,7 +432,9 @@ def test_nothing_there(tmp_path, load, monkeypatch):
     (tmp_path / "empty/.hidden").mkdir(parents=True)
     write(tmp_path / "empty/.hidden/a.wav")
     write(tmp_path / "empty/._b.wav")
-    with pytest.raises(CorpusError, match="empty: no audio files here or below; looked for .wav .flac"):
+    with pytest.raises(
+        CorpusError, match="empty: no audio files here or below; looked for .wav .flac"
+    ):
         load(tmp_path / "empty")
 
     def refuse(path):
@@ -401,7 +449,9 @@ def test_nothing_there(tmp_path, load, monkeypatch):
 def test_labels_that_are_no_regular_files(name, tmp_path, load):
     """A pipe or a device among the labels is read, which hangs or fills the memory."""
     write(tmp_path / "speech/train/anna/a.wav")
-    (tmp_path / "speech/train/anna" / name).symlink_to(os.devnull)  # the one that does not hang where this fails
+    (tmp_path / "speech/train/anna" / name).symlink_to(
+        os.devnull
+    )  # the one that does not hang where this fails
     with pytest.raises(CorpusError, match=f"{name}: not a regular file; expected a text file"):
         load(tmp_path / "speech")
 
@@ -459,7 +509,10 @@ def test_changes_are_seen(change, folder, load, monkeypatch):
 
 @pytest.mark.parametrize(
     "failure, raised",
-    [(OSError(errno.ENOSPC, "No space left on device"), CorpusError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), CorpusError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
 )
 def test_nothing_is_left_half_written(failure, raised, folder, tmp_path, load, monkeypatch):
     """A full disk or an interrupt while packing leaves files, or a full disk gives a traceback."""
@@ -476,7 +529,9 @@ def test_nothing_is_left_half_written(failure, raised, folder, tmp_path, load, m
         with pytest.raises(raised) as error:
             load(folder)
     if raised is CorpusError:
-        assert str(error.value).startswith(str(tmp_path / "cache")) and "No space left" in str(error.value)
+        assert str(error.value).startswith(str(tmp_path / "cache")) and "No space left" in str(
+            error.value
+        )
     assert list((tmp_path / "cache").iterdir()) == []
     assert len(load(folder)) == 5
 
@@ -535,7 +590,10 @@ def test_two_processes_mend_a_damaged_cache(folder, tmp_path, load, monkeypatch)
         found = read(place)
         if not others:
             others.append(None)
-            others[:] = load(folder), packed.stat().st_ino  # an inode that is not free while the first maps it
+            others[:] = (
+                load(folder),
+                packed.stat().st_ino,
+            )  # an inode that is not free while the first maps it
         return found
 
     monkeypatch.setattr(packing, "read", another_after)
@@ -557,7 +615,9 @@ def test_packing_memory(tmp_path, load, monkeypatch):
     """Packing, or laying conditions over what is packed, holds the whole corpus in memory."""
     for k in range(100):
         write(tmp_path / f"speech/{k}.wav", noise(2.0))
-    monkeypatch.setattr(synthetic, "apply_condition", lambda waveform, *_: waveform)  # babble is eight signals
+    monkeypatch.setattr(
+        synthetic, "apply_condition", lambda waveform, *_: waveform
+    )  # babble is eight signals
     tracemalloc.start()
     corpus = load(f"conditions:{tmp_path / 'speech'}")
     peak = tracemalloc.get_traced_memory()[1]
@@ -568,12 +628,18 @@ def test_packing_memory(tmp_path, load, monkeypatch):
 
 def test_built_in(load, monkeypatch, tmp_path):
     """The built-in corpus loses a field on its way, or is generated again though it is packed."""
-    monkeypatch.setattr("minidvae.data.corpus.BUILT_IN", {"seed": 0, "speakers": (2, 1, 1), "utterances": 1})
+    monkeypatch.setattr(
+        "minidvae.data.corpus.BUILT_IN", {"seed": 0, "speakers": (2, 1, 1), "utterances": 1}
+    )
     corpus = load("built-in")
     truth = list(synthetic.generate(0, (2, 1, 1), 1))
     names = "name", "speaker", "split", "text", "phones", "condition"
-    assert fields(corpus, *names) == sorted(tuple(getattr(u, name) for name in names) for u in truth)
-    assert [u.sex for u in corpus.utterances] == [s.sex for s in synthetic.make_speakers(0, 2, 1, 1)]
+    assert fields(corpus, *names) == sorted(
+        tuple(getattr(u, name) for name in names) for u in truth
+    )
+    assert [u.sex for u in corpus.utterances] == [
+        s.sex for s in synthetic.make_speakers(0, 2, 1, 1)
+    ]
     for k, u in enumerate(truth):
         expected = u.waveform / np.abs(u.waveform.astype(float)).max()
         np.testing.assert_allclose(corpus.waveform(k, trim=False), expected, atol=1 / 32767)
@@ -621,7 +687,10 @@ def test_conditions(quiet, load):
     np.testing.assert_array_equal(before.waveform(3), clean.split("test").waveform(3))
     assert before.fingerprint == clean.split("test").fingerprint
     assert {u.condition for u in before.utterances} == {"clean"}
-    assert (before.name, before.layout) == (clean.name, clean.layout) and clean.without_conditions() is clean
+    assert (before.name, before.layout) == (
+        clean.name,
+        clean.layout,
+    ) and clean.without_conditions() is clean
 
 
 def test_conditions_depend_on_the_utterance_alone(quiet, load, monkeypatch):
@@ -646,11 +715,17 @@ def test_conditions_depend_on_the_utterance_alone(quiet, load, monkeypatch):
 
 def test_conditions_of_its_own(tmp_path, load):
     """Noise is laid over noise, or a corpus that says it is clean is refused."""
-    rows = [(*HEADER, "condition"), ("sounds/a.wav", "anna", "train", "clean"), ("sounds/b.wav", "bob", "dev")]
+    rows = [
+        (*HEADER, "condition"),
+        ("sounds/a.wav", "anna", "train", "clean"),
+        ("sounds/b.wav", "bob", "dev"),
+    ]
     source = manifest(tmp_path, *rows)
     assert len(load(f"conditions:{source}")) == 2
     manifest(tmp_path, *rows[:2], (*rows[2], "noisy"))
-    with pytest.raises(CorpusError, match=r"\.tsv: this corpus has conditions of its own \(noisy\);") as raised:
+    with pytest.raises(
+        CorpusError, match=r"\.tsv: this corpus has conditions of its own \(noisy\);"
+    ) as raised:
         load(f"conditions:{source}")
     assert "\n" not in str(raised.value)
     with pytest.raises(CorpusError, match="nowhere: no such file or folder"):
@@ -661,8 +736,15 @@ def test_absolute(tmp_path, monkeypatch):
     """A run that is resumed from another folder does not find its corpus."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/anna")
-    for source, expected in (("built-in", "built-in"), ("speech", f"{tmp_path}/speech"), ("~/x", "/home/anna/x")):
-        assert absolute(source) == expected and absolute(f"conditions:{source}") == f"conditions:{expected}"
+    for source, expected in (
+        ("built-in", "built-in"),
+        ("speech", f"{tmp_path}/speech"),
+        ("~/x", "/home/anna/x"),
+    ):
+        assert (
+            absolute(source) == expected
+            and absolute(f"conditions:{source}") == f"conditions:{expected}"
+        )
 
 
 # ---- crops ----------- ------------------------------------------------------------------------------------
@@ -687,7 +769,10 @@ def numbers(batch):
 
 def allowed(trim):
     starts = np.cumsum((0, *LENGTHS))
-    spans = [(s + a, s + b) if trim else (s, s + n) for s, n, (a, b) in zip(starts, LENGTHS, TRIMS, strict=False)]
+    spans = [
+        (s + a, s + b) if trim else (s, s + n)
+        for s, n, (a, b) in zip(starts, LENGTHS, TRIMS, strict=False)
+    ]
     return [p for start, stop in spans for p in range(start, stop - 10 + 1)]
 
 
@@ -729,10 +814,15 @@ def test_crops_depend_on_seed_and_step_only(ramp):
 @pytest.fixture
 def tone(tmp_path):
     """Two utterances: a second of 1 kHz with digital silence after it, and one of 0.2 s without."""
-    wave = 16384 * np.sin(2 * np.pi * 1000 / RATE * np.arange(RATE)) * (np.arange(RATE) < 0.8 * RATE)
+    wave = (
+        16384 * np.sin(2 * np.pi * 1000 / RATE * np.arange(RATE)) * (np.arange(RATE) < 0.8 * RATE)
+    )
     packed = np.memmap(tmp_path / "tone", dtype=np.int16, mode="w+", shape=(RATE + RATE // 5,))
     packed[:] = np.round(np.concatenate([wave, wave[: RATE // 5]]))
-    utterances = Utterance("a", "s", "train", 0, RATE, (0, RATE)), Utterance("b", "s", "train", RATE, 3200, (0, 3200))
+    utterances = (
+        Utterance("a", "s", "train", 0, RATE, (0, RATE)),
+        Utterance("b", "s", "train", RATE, 3200, (0, 3200)),
+    )
     return Corpus("tone", "folder", utterances, packed)
 
 
@@ -747,22 +837,37 @@ def test_speed_moves_the_pitch_and_gain_the_level(speed, tone):
     crops = RandomCrops(tone, 3200, 64, augmentation=augmentation)(0)
     assert crops.shape == (64, 3200) and crops.dtype == torch.float32
     assert torch.equal(crops, torch.round(crops * 32767) / 32767)
-    loud = [crop[320:2880] for crop in crops if crop[-400:].abs().max() > 0.2]  # not those that end in the silence
+    loud = [
+        crop[320:2880] for crop in crops if crop[-400:].abs().max() > 0.2
+    ]  # not those that end in the silence
     assert len(loud) > 32
     for crop in loud:
         assert abs(pitch(crop) - 1000 * speed) <= 1
         assert crop.abs().max() == pytest.approx(0.5 * 10 ** (-6 / 20), rel=0.02)
-    assert not crops[:, -1600:][crops[:, -1700:].abs().amax(1) < 0.01].any()  # what is silent is digitally silent
-    short = RandomCrops(replace(tone, utterances=tone.utterances[1:]), 3200, 4, augmentation=augmentation)(0)
-    assert pitch(short[0]) == pytest.approx(1000 * min(speed, 1), abs=4)  # there is no more of it to be played faster
+    assert not crops[:, -1600:][
+        crops[:, -1700:].abs().amax(1) < 0.01
+    ].any()  # what is silent is digitally silent
+    short = RandomCrops(
+        replace(tone, utterances=tone.utterances[1:]), 3200, 4, augmentation=augmentation
+    )(0)
+    assert pitch(short[0]) == pytest.approx(
+        1000 * min(speed, 1), abs=4
+    )  # there is no more of it to be played faster
 
 
 def test_the_equaliser_is_four_cosines_over_log_frequency(tmp_path):
     """A crop's gain is not smooth in frequency, has another size than asked for, or moves the whole level."""
     packed = np.memmap(tmp_path / "clicks", dtype=np.int16, mode="w+", shape=(16_384,))
     packed[8_192] = 8_000  # its spectrum is flat
-    corpus = Corpus("click", "folder", (Utterance("a", "s", "train", 0, 16_384, (0, 16_384)),), packed)
-    crops = torch.cat([RandomCrops(corpus, 16_384, 64, augmentation=Augmentation(equaliser=3.0))(k) for k in range(4)])
+    corpus = Corpus(
+        "click", "folder", (Utterance("a", "s", "train", 0, 16_384, (0, 16_384)),), packed
+    )
+    crops = torch.cat(
+        [
+            RandomCrops(corpus, 16_384, 64, augmentation=Augmentation(equaliser=3.0))(k)
+            for k in range(4)
+        ]
+    )
     gains = 20 * torch.log10(torch.fft.rfft(crops).abs() * 32_767 / 8_000)  # dB, (256, frequencies)
     hertz = torch.linspace(0, RATE / 2, gains.shape[1])
     place = torch.log(1 + hertz / 100) / np.log(1 + RATE / 200)
@@ -782,10 +887,16 @@ def test_augmented_crops_depend_on_seed_and_step_only(tone):
     assert all(torch.equal(crops(step), straight[step]) for step in (4, 5))
     alike = Augmentation((0.8, 1.25))
     pitches = [
-        torch.fft.rfft(crop, n=RATE).abs().argmax() for crop in RandomCrops(tone, 3200, 32, 1, augmentation=alike)(0)
+        torch.fft.rfft(crop, n=RATE).abs().argmax()
+        for crop in RandomCrops(tone, 3200, 32, 1, augmentation=alike)(0)
     ]
     assert len({int(pitch) // 40 for pitch in pitches}) > 5
-    peaks = {round(20 * np.log10(crop.abs().max().item()), 1) for batch in straight for crop in batch if crop.any()}
+    peaks = {
+        round(20 * np.log10(crop.abs().max().item()), 1)
+        for batch in straight
+        for crop in batch
+        if crop.any()
+    }
     assert len(peaks) > 20 and min(peaks) > -12.2 and max(peaks) < 0.3
 
 
@@ -807,11 +918,15 @@ def test_split_shares_the_map(ramp):
 def test_drawing_from_ten_hours(tmp_path):
     """Drawing 32 × 2.4 s from ten hours reads the whole file, or takes 20 ms (it should be 2, unhurried)."""
     length = 10 * RATE
-    utterances = tuple(Utterance(f"u{k}", "s", "train", k * length, length, (0, length)) for k in range(3600))
+    utterances = tuple(
+        Utterance(f"u{k}", "s", "train", k * length, length, (0, length)) for k in range(3600)
+    )
     with open(tmp_path / "packed", "wb") as file:
         file.truncate(2 * 3600 * length)  # a hole, which takes no room on the disk
     packed = np.memmap(tmp_path / "packed", dtype=np.int16, mode="r", shape=(3600 * length,))
-    crops = RandomCrops(Corpus("ten hours", "folder", utterances, packed), samples=38400, batch_size=32)
+    crops = RandomCrops(
+        Corpus("ten hours", "folder", utterances, packed), samples=38400, batch_size=32
+    )
     tracemalloc.start()
     crops(0)
     assert tracemalloc.get_traced_memory()[1] < 2**20  # without the batch, which is torch's
@@ -854,16 +969,21 @@ def test_a_thousand_hours(tmp_path):
     """The index of 280,000 utterances takes seconds to open, or more memory than a small machine has; a split or the
     fingerprint takes seconds; or a batch takes a second, since pages are read one after the other."""
     length, text = 13 * RATE, "AS LONG AS A LINE OF LIBRISPEECH IS " * 5
-    names = [(f"{k % 2400}-{k:06d}", str(k % 2400), "train" if k % 50 else "dev") for k in range(280_000)]
+    names = [
+        (f"{k % 2400}-{k:06d}", str(k % 2400), "train" if k % 50 else "dev") for k in range(280_000)
+    ]
     utterances = (
-        Utterance(*name, k * length, length, (512, length - 512), text, sex="F") for k, name in enumerate(names)
+        Utterance(*name, k * length, length, (512, length - 512), text, sex="F")
+        for k, name in enumerate(names)
     )
     about = {"layout": "LibriSpeech", "notes": [], "drawn": False, "samples": len(names) * length}
     packing.write_index(tmp_path, about, utterances)
     with open(tmp_path / "waveforms.int16", "wb") as file:
         file.truncate(2 * about["samples"])  # a hole, which takes no room on the disk
     command = [sys.executable, "-c", OPEN, str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     count, megabytes, seconds, split, fingerprint, batch = map(float, found.stdout.split())
     assert count == len(names) and megabytes < 300 and seconds < 1
     assert split < 0.2 and fingerprint < 1 and batch < 0.1
@@ -881,5 +1001,7 @@ def test_real_speech(load, shared):
         part = corpus.split(split)
         assert (round(part.seconds / 60, 1), len(part.speakers), len(part)) == figures
     assert {u.sex for u in corpus.utterances} == {"F", "M"}
-    kept = sum(u.trim[1] - u.trim[0] for u in corpus.utterances) / sum(u.length for u in corpus.utterances)
+    kept = sum(u.trim[1] - u.trim[0] for u in corpus.utterances) / sum(
+        u.length for u in corpus.utterances
+    )
     assert 0.8 < kept < 1  # read speech has some silence at both ends, not much

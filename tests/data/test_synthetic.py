@@ -98,7 +98,9 @@ def test_mean_f0_is_that_of_the_speaker():
         means = []
         for seed in range(5):
             tracks, _ = say(speaker, "the boy saw a green tree", seed)
-            means.append(np.mean([tracks.f0[s.start : s.stop].mean() for s in tracks.segments if s.stress]))
+            means.append(
+                np.mean([tracks.f0[s.start : s.stop].mean() for s in tracks.segments if s.stress])
+            )
         assert np.mean(means) == pytest.approx(speaker.f0, rel=0.06)
 
 
@@ -106,21 +108,27 @@ def test_mean_f0_is_that_of_the_speaker():
 @pytest.mark.parametrize("vowel", PETERSON_BARNEY)
 def test_formants_are_those_of_the_table_scaled_by_the_tract(vowel, length):
     *table, word = PETERSON_BARNEY[vowel]
-    speaker = replace(MALE, f0=100.0, vocal_tract_length=length, formant_factors=(1.0,) * 8, rate=0.7)
+    speaker = replace(
+        MALE, f0=100.0, vocal_tract_length=length, formant_factors=(1.0,) * 8, rate=0.7
+    )
     measured = []
     for seed in range(5):
         tracks, waveform = say(speaker, word, seed)
         segment = next(s for s in tracks.segments if s.label == vowel)
         middle = (segment.start + segment.stop) // 2
         measured.append(formants_by_lpc(cut(waveform, middle - 30, middle + 30))[:2])
-    np.testing.assert_allclose(np.median(measured, axis=0), np.array(table) * 17.5 / length, rtol=0.09)
+    np.testing.assert_allclose(
+        np.median(measured, axis=0), np.array(table) * 17.5 / length, rtol=0.09
+    )
 
 
 def test_second_formant_moves_through_diphthongs_and_glides():
     """Klatt 1980: "oy" rises from 960 to 1820 Hz, "w" starts at 610 Hz; measured on the waveform."""
     speaker = replace(MALE, f0=90.0, vocal_tract_length=17.5, formant_factors=(1.0,) * 8, rate=0.7)
     tracks, waveform = say(speaker, "boy , we")
-    oy, w, iy = (next(s for s in tracks.segments if s.label == label) for label in ("oy", "w", "iy"))
+    oy, w, iy = (
+        next(s for s in tracks.segments if s.label == label) for label in ("oy", "w", "iy")
+    )
 
     def second_formant(time):
         return formants_by_lpc(cut(waveform, time - 20, time + 20))[1]
@@ -172,7 +180,9 @@ def test_voiced_stops_have_a_voice_bar():
     for stop, words in (("d", "every doctor"), ("t", "every toy")):
         tracks, waveform = say(replace(MALE, f0=110.0), words)
         segment = next(s for s in tracks.segments if s.label == stop)
-        frequency, power = spectrum(cut(waveform, segment.start + 15, segment.stop - segment.release - 5))
+        frequency, power = spectrum(
+            cut(waveform, segment.start + 15, segment.stop - segment.release - 5)
+        )
         level[stop] = 10 * np.log10([power[frequency < 500].sum(), power[frequency > 1500].sum()])
     assert level["d"][0] - level["t"][0] > 15
     assert level["d"][0] - level["d"][1] > 20
@@ -182,7 +192,9 @@ def test_breathiness_is_noise_between_the_harmonics():
     """The level between harmonics rises with the aspiration noise, by about the difference in breathiness."""
     floor = []
     for breathiness in (-36.0, -16.0):
-        speaker = replace(MALE, f0=120.0, f0_range=0.0, jitter=0.0, shimmer=0.0, breathiness=breathiness)
+        speaker = replace(
+            MALE, f0=120.0, f0_range=0.0, jitter=0.0, shimmer=0.0, breathiness=breathiness
+        )
         tracks, waveform = say(speaker, "saw")
         segment = next(s for s in tracks.segments if s.label == "ao")
         x = cut(waveform, segment.start + 60, segment.stop - 60)
@@ -195,7 +207,9 @@ def test_breathiness_is_noise_between_the_harmonics():
 
 def test_no_aliasing_of_the_glottal_pulses():
     """Energy between the harmonics of a steady vowel without noise stays 60 dB below the harmonics."""
-    speaker = replace(FEMALE, f0=250.0, f0_range=0.0, jitter=0.0, shimmer=0.0, tilt=0.5, breathiness=-200.0)
+    speaker = replace(
+        FEMALE, f0=250.0, f0_range=0.0, jitter=0.0, shimmer=0.0, tilt=0.5, breathiness=-200.0
+    )
     rng = np.random.default_rng(0)
     tracks = synthetic.articulate(speaker, ["saw"], rng)
     ao = next(s for s in tracks.segments if s.label == "ao")
@@ -204,7 +218,9 @@ def test_no_aliasing_of_the_glottal_pulses():
     held = {name: getattr(tracks, name)[middle] for name in ("formants", "bandwidths", "tilt")}
     steady = tracks._replace(f0=np.full(n, 250.0), voicing=np.ones(n), **held)
     phase = np.cumsum(np.repeat(steady.f0, 16)) / SAMPLE_RATE
-    x = synthetic._voiced(speaker, steady, phase, rng)[3200 : 3200 + 6400]  # 100 periods of 64 samples
+    x = synthetic._voiced(speaker, steady, phase, rng)[
+        3200 : 3200 + 6400
+    ]  # 100 periods of 64 samples
     power = np.abs(np.fft.rfft(x)) ** 2
     between = np.arange(len(power)) % 100 > 0
     assert power[between].sum() / power.sum() < 1e-6
@@ -212,7 +228,9 @@ def test_no_aliasing_of_the_glottal_pulses():
 
 def test_female_and_male_voices_differ():
     speakers = synthetic.make_speakers(seed=0)
-    women, men = (np.array([(s.f0, s.vocal_tract_length) for s in speakers if s.sex == sex]).T for sex in "FM")
+    women, men = (
+        np.array([(s.f0, s.vocal_tract_length) for s in speakers if s.sex == sex]).T for sex in "FM"
+    )
     assert women[0].min() > men[0].max()
     assert women[1].mean() < men[1].mean() - 1.5
     assert len({s.f0 for s in speakers}) == len(speakers)
@@ -225,7 +243,9 @@ def test_female_and_male_voices_differ():
 def test_waveforms_are_whole(corpus):
     for u in corpus:
         assert u.waveform.dtype == np.int16
-        assert abs(np.abs(u.waveform.astype(int)).max() - 0.99 * 32767) <= 1  # the peak, not clipped
+        assert (
+            abs(np.abs(u.waveform.astype(int)).max() - 0.99 * 32767) <= 1
+        )  # the peak, not clipped
         assert 1.5 < len(u.waveform) / SAMPLE_RATE < 6
         assert abs(u.waveform.mean()) < 0.01 * u.waveform.std()  # no offset
         frames = u.waveform[: len(u.waveform) // 160 * 160].reshape(-1, 160).astype(float)
@@ -242,12 +262,18 @@ def test_labels_cover_the_waveform_and_spell_the_text(corpus):
         assert starts[0] == 0 and stops[-1] == len(u.waveform) and starts[1:] == stops[:-1]
         assert all(stop > start for start, stop, _ in u.phones)
         assert labels[0] == labels[-1] == "sil"
-        spelled = [symbol.rstrip("01") for word in u.text.split() for symbol in synthetic.LEXICON[word]]
+        spelled = [
+            symbol.rstrip("01") for word in u.text.split() for symbol in synthetic.LEXICON[word]
+        ]
         assert [label for label in labels if label != "sil"] == spelled
 
 
 def test_lexicon_uses_every_phone():
-    used = {symbol.rstrip("01") for pronunciation in synthetic.LEXICON.values() for symbol in pronunciation}
+    used = {
+        symbol.rstrip("01")
+        for pronunciation in synthetic.LEXICON.values()
+        for symbol in pronunciation
+    }
     assert set(synthetic.PHONES) == {"sil"} | used
     assert len(synthetic.PHONES) == 40  # the 39 of ARPAbet as CMUdict uses it, and silence
     assert 100 <= len(synthetic.LEXICON) <= 150
@@ -258,7 +284,9 @@ def test_sentences_of_every_split_use_every_phone():
     for split in synthetic.SPLITS:
         sentences = [synthetic.make_sentence(split, rng) for _ in range(80)]
         words = set(itertools.chain(*sentences)) - {","}
-        assert {s.rstrip("01") for word in words for s in synthetic.LEXICON[word]} == set(synthetic.TABLE)
+        assert {s.rstrip("01") for word in words for s in synthetic.LEXICON[word]} == set(
+            synthetic.TABLE
+        )
         assert len(set(map(tuple, sentences))) > 70
 
 
@@ -267,7 +295,8 @@ def test_no_sentence_occurs_in_two_splits(monkeypatch):
     monkeypatch.setattr(synthetic, "SENTENCES", ("pronoun verb",))
     rng = np.random.default_rng(0)
     train, dev, test = (
-        {" ".join(synthetic.make_sentence(split, rng)) for _ in range(200)} for split in synthetic.SPLITS
+        {" ".join(synthetic.make_sentence(split, rng)) for _ in range(200)}
+        for split in synthetic.SPLITS
     )
     assert dev and test and not (train & dev or train & test or dev & test)
 
@@ -320,7 +349,9 @@ def test_channel_is_a_linear_filter_that_differs_by_draw(clean):
 
     impulse = np.zeros(len(clean))
     impulse[len(clean) // 2] = 1.0
-    responses = [20 * np.log10(np.abs(np.fft.rfft(channel(impulse, seed))[200:-200])) for seed in range(5)]
+    responses = [
+        20 * np.log10(np.abs(np.fft.rfft(channel(impulse, seed))[200:-200])) for seed in range(5)
+    ]
     for seed, response in enumerate(responses):
         assert np.ptp(response) > 6
         expected = np.abs(np.fft.rfft(clean))[200:-200] * 10 ** (response / 20)
@@ -332,7 +363,9 @@ def test_channel_is_a_linear_filter_that_differs_by_draw(clean):
 @pytest.mark.parametrize("condition", synthetic.CONDITIONS)
 def test_conditions_keep_type_and_peak_and_repeat(condition, clean):
     integers = np.rint(32000 * clean).astype(np.int16)
-    once, again = (synthetic.apply_condition(integers, condition, np.random.default_rng(7)) for _ in range(2))
+    once, again = (
+        synthetic.apply_condition(integers, condition, np.random.default_rng(7)) for _ in range(2)
+    )
     assert once.dtype == np.int16 and np.abs(once.astype(int)).max() == 32000
     assert np.array_equal(once, again)
     assert np.array_equal(once, integers) == (condition == "clean")

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from minidvae import command_line
+from minidvae import cli
 
 SLOWEST = 20  # seconds of the processor that a case may take
 
@@ -31,10 +31,13 @@ def end_of(call: Callable):
     try:
         output = io.TextIOWrapper(io.BytesIO(), "utf-8")
         with in_time(), contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
-            command_line.run(main)
+            cli.run(main)
     except SystemExit as stop:
         lines = errors.getvalue().splitlines()
-        assert stop.code == 2 and lines and lines[-1].startswith("script.py: error: "), (stop.code, lines)
+        assert stop.code == 2 and lines and lines[-1].startswith("script.py: error: "), (
+            stop.code,
+            lines,
+        )
         assert len(lines[-1]) < 1000, "the line has all that was wrong"
         assert not any("Traceback" in line or "Exception ignored" in line for line in lines), lines
         return None

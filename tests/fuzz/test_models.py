@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import call, surroundings, train_script  # noqa: F401
 from endings import end_of, in_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_scripts import call, surroundings, train_script  # noqa: F401
 from test_text import NUMBERS
 
 from minidvae.models import build_model
@@ -20,14 +20,23 @@ from minidvae.training import checkpoint
 
 INI = {
     "STFT": {"fs": "16000", "wlen_sec": "64e-3", "hop_percent": "0.25"},
-    "Network": {"name": "VAE", "x_dim": "513", "z_dim": "16", "activation": "tanh", "dense_x_z": "8"},
+    "Network": {
+        "name": "VAE",
+        "x_dim": "513",
+        "z_dim": "16",
+        "activation": "tanh",
+        "dense_x_z": "8",
+    },
 }
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    theirs = {their_key("vae", key, {}): p for key, p in build_model("vae", hidden=(8,)).named_parameters()}
+    theirs = {
+        their_key("vae", key, {}): p
+        for key, p in build_model("vae", hidden=(8,)).named_parameters()
+    }
     torch.save(theirs, folder / "model.pt")
     return folder
 
@@ -41,7 +50,11 @@ def test_config_ini(published, changes, more):
     ini = copy.deepcopy(INI)
     for (section, key), value in changes.items():
         ini[section][key] = value
-    lines = [line for section, values in ini.items() for line in (f"[{section}]", *map(" = ".join, values.items()))]
+    lines = [
+        line
+        for section, values in ini.items()
+        for line in (f"[{section}]", *map(" = ".join, values.items()))
+    ]
     (published / "config.ini").write_bytes("\n".join([*lines, more]).encode(errors="surrogatepass"))
     found = end_of(lambda: load_dvae_speech(published))
     assert found is None or found[0].sample(1, 2).isfinite().all()
@@ -51,9 +64,15 @@ def test_config_ini(published, changes, more):
 def trained(speech, tmp_path_factory) -> dict[str, Path]:
     """A run of each kind of model."""
     folder = tmp_path_factory.mktemp("trained")
-    for name, pairs in (("vae", ["hidden=8"]), ("fhvae", ["width=8", "z1_latent=2", "z2_latent=2", "shift=5"])):
+    for name, pairs in (
+        ("vae", ["hidden=8"]),
+        ("fhvae", ["width=8", "z1_latent=2", "z2_latent=2", "shift=5"]),
+    ):
         arguments = ["--recipe", "quick", "--data", speech, "--run", folder / name, "--steps", 1]
-        assert call(train_script, "--model", name, *arguments, "--set", "frames=10", "batch=2", *pairs) == 0
+        assert (
+            call(train_script, "--model", name, *arguments, "--set", "frames=10", "batch=2", *pairs)
+            == 0
+        )
     return {name: folder / name for name in ("vae", "fhvae")}
 
 
@@ -65,11 +84,37 @@ def leaves(content, path=()):
 
 
 JUNK = st.sampled_from(
-    [None, True, -1, 0, 1, 2, 7, 2**31, 2**70, -0.5, 0.5, math.nan, math.inf, "", "x", "\0", (), (1,)]
+    [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        7,
+        2**31,
+        2**70,
+        -0.5,
+        0.5,
+        math.nan,
+        math.inf,
+        "",
+        "x",
+        "\0",
+        (),
+        (1,),
+    ]
 )
-JUNK |= st.sampled_from([{}, {"x": 1}, [], [1], ("x", 2.0), (0.0, 1.0), "fp32", "vae", "muon", "fbank", "power"])
 JUNK |= st.sampled_from(
-    [torch.zeros(()), torch.zeros(3), torch.full((8,), torch.nan), torch.zeros(2, dtype=torch.int64)]
+    [{}, {"x": 1}, [], [1], ("x", 2.0), (0.0, 1.0), "fp32", "vae", "muon", "fbank", "power"]
+)
+JUNK |= st.sampled_from(
+    [
+        torch.zeros(()),
+        torch.zeros(3),
+        torch.full((8,), torch.nan),
+        torch.zeros(2, dtype=torch.int64),
+    ]
 )
 
 
@@ -99,4 +144,6 @@ def test_checkpoints(trained, data):
         code = call(train_script, "--resume", "--run", "changed", "--steps", 2)
     if code == 0:
         lines = [json.loads(line) for line in Path("changed/log.jsonl").read_text().splitlines()]
-        assert len(lines) >= len(log) and all(math.isfinite(v) for line in lines for v in line["dev"].values())
+        assert len(lines) >= len(log) and all(
+            math.isfinite(v) for line in lines for v in line["dev"].values()
+        )

@@ -20,15 +20,20 @@ FORMATS = [
 def mutate(content: bytes, random: np.random.Generator) -> bytes:
     changed = bytearray(content)
     for _ in range(random.integers(1, 5)):
-        end = min(len(changed), 100) if random.random() < 0.6 else len(changed)  # most of what is wrong is in headers
+        end = (
+            min(len(changed), 100) if random.random() < 0.6 else len(changed)
+        )  # most of what is wrong is in headers
         place = int(random.integers(max(end, 1)))
         match random.integers(5):
             case 0:
                 changed[place : place + 1] = random.bytes(1)
             case 1:
-                changed[place : place + 4] = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"][
-                    place % 4
-                ]
+                changed[place : place + 4] = [
+                    b"\xff" * 4,
+                    b"\0" * 4,
+                    b"\x7f\xff\xff\xff",
+                    b"\xff\xff\xff\x7f",
+                ][place % 4]
             case 2:
                 del changed[place : place + int(random.integers(1, 50))]
             case 3:
@@ -56,4 +61,6 @@ def test_sound_files(form, subtype, tmp_path, capfd):
         found = end_of(lambda: audio.read(path, audio.SAMPLE_RATE))
         assert found is None or (len(found[0]) and np.isfinite(found[0]).all())
     notes = capfd.readouterr().err.splitlines()  # the decoder of MP3 has some of its own
-    assert not notes or (form == "MP3" and not any("Exception ignored" in note for note in notes)), notes
+    assert not notes or (
+        form == "MP3" and not any("Exception ignored" in note for note in notes)
+    ), notes

@@ -13,12 +13,28 @@ from hypothesis import strategies as st
 
 from minidvae.data.corpus import load_corpus
 from minidvae.models import MODELS, outline
-from minidvae.training.recipes import RECIPES, resolve
-from minidvae.training.settings import overrides
+from minidvae.training.config import RECIPES, overrides
+from minidvae.training.run import resolve
 
 SAMPLES = 3_200
 NUMBERS = st.sampled_from(
-    ["0", "-1", "1", "2", "3.5", "nan", "inf", "-inf", "1e300", "1e-300", "1_000", "٣", "", "9" * 400, "9" * 5000]
+    [
+        "0",
+        "-1",
+        "1",
+        "2",
+        "3.5",
+        "nan",
+        "inf",
+        "-inf",
+        "1e300",
+        "1e-300",
+        "1_000",
+        "٣",
+        "",
+        "9" * 400,
+        "9" * 5000,
+    ]
 ) | st.integers(-(2**65), 2**65).map(str)
 
 
@@ -27,7 +43,9 @@ def folder() -> Path:
     """Two sound files."""
     place = Path(tempfile.mkdtemp())
     for number, name in enumerate("ab"):
-        soundfile.write(place / f"{name}.wav", np.random.default_rng(number).normal(0, 0.1, SAMPLES), 16_000)
+        soundfile.write(
+            place / f"{name}.wav", np.random.default_rng(number).normal(0, 0.1, SAMPLES), 16_000
+        )
     yield place
     shutil.rmtree(place)
 
@@ -46,15 +64,25 @@ def load(folder: Path, source: Path):
         check(end_of(lambda: load_corpus(source, cache, progress=False, note=str)))
 
 
-CELLS = st.sampled_from(["a.wav", "b.wav", "c.wav", ".", "/", "a.wav/", "anna", "train", "dev", "test", "TRAIN", ""])
-CELLS |= st.sampled_from(["path", "speaker", "split", "text", "phones", "sex", "condition"]) | st.text(max_size=8)
-ROWS = st.tuples(st.sampled_from(["a.wav", "b.wav"]), CELLS, st.sampled_from(["train", "dev", "test"])) | st.lists(
-    CELLS
+CELLS = st.sampled_from(
+    ["a.wav", "b.wav", "c.wav", ".", "/", "a.wav/", "anna", "train", "dev", "test", "TRAIN", ""]
 )
-HEADERS = st.permutations(["path", "speaker", "split", "text", "phones"]) | st.just(["path", "speaker", "split"])
+CELLS |= st.sampled_from(
+    ["path", "speaker", "split", "text", "phones", "sex", "condition"]
+) | st.text(max_size=8)
+ROWS = st.tuples(
+    st.sampled_from(["a.wav", "b.wav"]), CELLS, st.sampled_from(["train", "dev", "test"])
+) | st.lists(CELLS)
+HEADERS = st.permutations(["path", "speaker", "split", "text", "phones"]) | st.just(
+    ["path", "speaker", "split"]
+)
 
 
-@given(HEADERS | st.lists(CELLS), st.lists(ROWS, max_size=4), st.sampled_from(["\n", "\r\n", "\r", "\n\n"]))
+@given(
+    HEADERS | st.lists(CELLS),
+    st.lists(ROWS, max_size=4),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+)
 def test_manifests(folder, header, rows, end):
     lines = ["\t".join(row) for row in (header, *rows)]
     (folder / "manifest.tsv").write_bytes(end.join(lines).encode(errors="surrogatepass"))
@@ -70,14 +98,23 @@ def test_files_that_are_no_manifests(folder, content):
 TIMES = st.integers(0, SAMPLES).map(str) | NUMBERS
 
 
-@given(st.lists(st.tuples(TIMES, TIMES, st.sampled_from(["sil", "aa", "", "a b"]) | st.text(max_size=3)), max_size=5))
+@given(
+    st.lists(
+        st.tuples(TIMES, TIMES, st.sampled_from(["sil", "aa", "", "a b"]) | st.text(max_size=3)),
+        max_size=5,
+    )
+)
 def test_phone_labels(folder, lines):
     (folder / "a.phn").write_bytes("\n".join(map(" ".join, lines)).encode(errors="surrogatepass"))
-    (folder / "manifest.tsv").write_text("path\tspeaker\tsplit\tphones\na.wav\tanna\ttrain\ta.phn\n")
+    (folder / "manifest.tsv").write_text(
+        "path\tspeaker\tsplit\tphones\na.wav\tanna\ttrain\ta.phn\n"
+    )
     load(folder, folder / "manifest.tsv")
 
 
-NAMES = sorted({field for model in MODELS.values() for field in vars(model[1]())} | set(vars(RECIPES["quick"])))
+NAMES = sorted(
+    {field for model in MODELS.values() for field in vars(model[1]())} | set(vars(RECIPES["quick"]))
+)
 SETTINGS = st.tuples(
     st.sampled_from(NAMES) | st.text(max_size=5),
     st.sampled_from(["=", "", "=="]),
@@ -85,12 +122,18 @@ SETTINGS = st.tuples(
 )
 
 
-@given(st.sampled_from(sorted(MODELS)), st.sampled_from(sorted(RECIPES)), st.lists(SETTINGS.map("".join), max_size=3))
+@given(
+    st.sampled_from(sorted(MODELS)),
+    st.sampled_from(sorted(RECIPES)),
+    st.lists(SETTINGS.map("".join), max_size=3),
+)
 def test_settings(name, recipe, pairs):
     """What is taken is a recipe of finite numbers and a model that can be built."""
     found = end_of(lambda: resolve(name, recipe, overrides(pairs)))
     if found is not None:
         numbers = [value for part in (vars(found[0]), found[1]) for value in part.values()]
-        numbers = [item for value in numbers for item in (value if isinstance(value, tuple) else (value,))]
+        numbers = [
+            item for value in numbers for item in (value if isinstance(value, tuple) else (value,))
+        ]
         assert all(np.isfinite(number) for number in numbers if isinstance(number, int | float))
         end_of(lambda: outline(name, found[1], 1_000))

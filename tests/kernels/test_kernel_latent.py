@@ -85,7 +85,11 @@ def case(sizes, batch: int, frames: int, activation: str = "tanh", dtype=torch.f
 
 
 def differentiable(arguments: dict) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(arguments) if isinstance(x, torch.Tensor) and x is not arguments["noise"]]
+    return [
+        x
+        for x in tree_leaves(arguments)
+        if isinstance(x, torch.Tensor) and x is not arguments["noise"]
+    ]
 
 
 def weighted(outputs, seed: int = 0) -> torch.Tensor:
@@ -97,7 +101,10 @@ def outputs_and_gradients(function, arguments: dict) -> list[torch.Tensor]:
     outputs = function(**arguments)
     inputs = differentiable(arguments)
     found = torch.autograd.grad(weighted(outputs), inputs, allow_unused=True)
-    zeros = (torch.zeros_like(tensor) if d is None else d for d, tensor in zip(found, inputs, strict=True))
+    zeros = (
+        torch.zeros_like(tensor) if d is None else d
+        for d, tensor in zip(found, inputs, strict=True)
+    )
     return [*outputs, *zeros]
 
 
@@ -133,7 +140,9 @@ def test_results_do_not_depend_on_the_tiles(name, precision, monkeypatch):
     geometry = latent_scan_triton.geometry
     for rows, tiles in ((4, (32, 16)), (32, (64, 64))):
         monkeypatch.setattr(latent_scan_triton, "TILES", tiles)
-        monkeypatch.setattr(latent_scan_triton, "geometry", lambda *a, rows=rows: geometry(*a) | {"ROWS": rows})
+        monkeypatch.setattr(
+            latent_scan_triton, "geometry", lambda *a, rows=rows: geometry(*a) | {"ROWS": rows}
+        )
         assert_close(outputs_and_gradients(scan.latent_scan_fused, arguments), expected)
 
 
@@ -168,7 +177,9 @@ def test_no_race(name, mode):
 
 
 def given(arguments: dict) -> ScanArguments:
-    return ScanArguments(**{name: value for name, value in arguments.items() if name != "activation"})
+    return ScanArguments(
+        **{name: value for name, value in arguments.items() if name != "activation"}
+    )
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -184,7 +195,10 @@ def test_the_papers_models_are_taken(name):
         (((64, 32), (), 16, 256, True, False), torch.float32),  # wider than the registers hold
         (((200,), (), 16, 16, False, False), torch.float32),
         (((16,) * 5, (), 16, 16, False, False), torch.float32),  # deeper
-        (((128, 128, 128), (), 16, 16, False, False), torch.float32),  # more weights than shared memory holds
+        (
+            ((128, 128, 128), (), 16, 16, False, False),
+            torch.float32,
+        ),  # more weights than shared memory holds
     ],
 )
 def test_others_are_refused(sizes, dtype):
@@ -202,7 +216,10 @@ def test_two_lstm_layers_and_empty_batches_are_refused():
 def test_the_cpu_never_interprets_a_kernel(monkeypatch):
     monkeypatch.setattr(latent_scan_triton, "launch", None)
     arguments = case(ODD["vrnn"], 2, 3)
-    assert_close(outputs_and_gradients(latent_scan, arguments), outputs_and_gradients(latent_scan_reference, arguments))
+    assert_close(
+        outputs_and_gradients(latent_scan, arguments),
+        outputs_and_gradients(latent_scan_reference, arguments),
+    )
 
 
 @pytest.mark.parametrize("name", ["dkf", "vrnn"])
@@ -223,31 +240,61 @@ def builds(name: str, precision: str, capability: int) -> list[Build]:
     absent = [] if sizes.lstm else ["cell", "known", "gates", "cells", "d_gates", "d_cell"]
     absent += [] if PAPERS[name][5] else ["known"]
     found = []
-    functions = ("forward_kernel", "backward_kernel")[: 1 if name == "vrnn" else 2]  # backward: that of rvae
+    functions = ("forward_kernel", "backward_kernel")[
+        : 1 if name == "vrnn" else 2
+    ]  # backward: that of rvae
     for function, depth in zip(functions, latent_scan_triton.TILES, strict=False):
         kernel = getattr(latent_scan_triton, function)
         constants = {"PLAN": sizes, "RELU": False, "PRECISION": precision, "ROWS": tile["ROWS"]}
         constants |= {"TILE": depth, "STAGES": latent_scan_triton.STAGES} | dict.fromkeys(absent)
-        constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
+        constants = {
+            argument: value for argument, value in constants.items() if argument in kernel.arg_names
+        }
         types = {"batch": "i32", "frames": "i32"}
         pointers = [a for a in kernel.arg_names if a not in constants and a not in types]
         types |= dict.fromkeys(pointers, "*fp32")
         kernel = f"minidvae.kernels.latent_scan_triton:{function}"
-        found.append(Build(kernel, types, constants, capability, tile["num_warps"], tile["num_stages"], pointers))
+        found.append(
+            Build(
+                kernel,
+                types,
+                constants,
+                capability,
+                tile["num_warps"],
+                tile["num_stages"],
+                pointers,
+            )
+        )
     return found
 
 
 def test_no_spills_and_shared_memory_within_the_chip():
     """At the papers' sizes, on an A100 and an H100; and what `fusible` counts on is not exceeded."""
-    named = [(name, "tf32", 90) for name in PAPERS] + [("vrnn", "ieee", 90), ("dkf", "ieee", 80), ("rvae", "ieee", 80)]
+    named = [(name, "tf32", 90) for name in PAPERS] + [
+        ("vrnn", "ieee", 90),
+        ("dkf", "ieee", 80),
+        ("rvae", "ieee", 80),
+    ]
     named += [("dkf", "tf32", 80), ("vrnn", "tf32", 80)]
     jobs = [(*key, build) for key in named for build in builds(*key)]
     wrong = []
     compiled = cross_compile([build for *_, build in jobs])
     for (name, precision, chip, build), result in zip(jobs, compiled, strict=True):
         sizes = latent_scan_triton.plan(given(case(PAPERS[name], 1, 1)))
-        if not result.fits(chip) or result.shared > latent_scan_triton.shared_memory(sizes, precision):
-            wrong.append((name, build.kernel, precision, chip, result.registers, result.spills, result.shared))
+        if not result.fits(chip) or result.shared > latent_scan_triton.shared_memory(
+            sizes, precision
+        ):
+            wrong.append(
+                (
+                    name,
+                    build.kernel,
+                    precision,
+                    chip,
+                    result.registers,
+                    result.spills,
+                    result.shared,
+                )
+            )
         if sizes.lstm is not None:
             assert not hoisted(result.ttgir), (name, build.kernel)
     assert not wrong
@@ -256,8 +303,12 @@ def test_no_spills_and_shared_memory_within_the_chip():
 def hoisted(ttgir: str) -> list[str]:
     """Asynchronous copies of a step that start before its barrier: they may read what is not yet written."""
     lines = ttgir.splitlines()
-    loop = next(k for k, line in enumerate(lines) if "scf.for" in line)  # over time, the first and outermost
-    barriers = [k for k, line in enumerate(lines) if re.search(r"\b(ttg|gpu)\.(\w+_)?barrier", line)]
+    loop = next(
+        k for k, line in enumerate(lines) if "scf.for" in line
+    )  # over time, the first and outermost
+    barriers = [
+        k for k, line in enumerate(lines) if re.search(r"\b(ttg|gpu)\.(\w+_)?barrier", line)
+    ]
     assert len(barriers) == 1 and barriers[0] > loop
     copies = [k for k, line in enumerate(lines) if "async_copy_global_to_local" in line]
     assert copies  # or this looks for the wrong thing
@@ -268,7 +319,8 @@ def hoisted(ttgir: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name, autocast", [("srnn", True), ("dkf", True), ("rvae", True), ("vrnn", True), ("vrnn", False)]
+    "name, autocast",
+    [("srnn", True), ("dkf", True), ("rvae", True), ("vrnn", True), ("vrnn", False)],
 )
 def test_compiled_training_step(name, autocast):
     """The graph breaks at each scan and LSTM layer; loss and gradients are those without torch.compile."""

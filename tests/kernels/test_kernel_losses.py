@@ -13,7 +13,12 @@ from triton_checks import Build, cross_compile
 
 from minidvae.kernels.common import HAS_TRITON, launchable, row_tiles
 from minidvae.kernels.gaussian_kl import gaussian_kl, gaussian_kl_fused, gaussian_kl_reference
-from minidvae.kernels.is_divergence import FLOOR, is_divergence, is_divergence_fused, is_divergence_reference
+from minidvae.kernels.is_divergence import (
+    FLOOR,
+    is_divergence,
+    is_divergence_fused,
+    is_divergence_reference,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOSSES = {  # public function, by the kernel, definition, how many inputs
@@ -114,9 +119,14 @@ def test_values_and_gradients(loss, shape, layout, path):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_frame_without_a_batch(loss):
-    inputs = [tensor[0, 0].detach().requires_grad_(tensor.requires_grad) for tensor in draw(loss, (1, 1, 5))]
+    inputs = [
+        tensor[0, 0].detach().requires_grad_(tensor.requires_grad)
+        for tensor in draw(loss, (1, 1, 5))
+    ]
     upstream = torch.tensor(2.0, device=DEVICE)
-    assert_near(differentiate(LOSSES[loss][1], inputs, upstream), exact(LOSSES[loss][2], inputs, upstream))
+    assert_near(
+        differentiate(LOSSES[loss][1], inputs, upstream), exact(LOSSES[loss][2], inputs, upstream)
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -127,7 +137,9 @@ def test_bfloat16(loss):
     upstream = torch.randn(3, 5, device=DEVICE)
     found = differentiate(LOSSES[loss][1], inputs, upstream)
     expected = exact(LOSSES[loss][2], inputs, upstream)
-    assert found[0].dtype == torch.float32 and {gradient.dtype for gradient in found[1:]} == {torch.bfloat16}
+    assert found[0].dtype == torch.float32 and {gradient.dtype for gradient in found[1:]} == {
+        torch.bfloat16
+    }
     assert_near(found[:1], expected[:1])
     assert_near(found[1:], expected[1:], 2**-6)
 
@@ -218,7 +230,11 @@ def test_launchable():
 def test_public_functions_take_every_floating_type(loss, dtype):
     inputs, upstream = draw(loss, (2, 3, 5), dtype), torch.ones(2, 3, device=DEVICE)
     public, _, reference, _ = LOSSES[loss]
-    assert_near(differentiate(public, inputs, upstream), exact(reference, inputs, upstream), torch.finfo(dtype).eps * 4)
+    assert_near(
+        differentiate(public, inputs, upstream),
+        exact(reference, inputs, upstream),
+        torch.finfo(dtype).eps * 4,
+    )
 
 
 def test_other_requests_go_to_the_definition():
@@ -233,7 +249,10 @@ def test_other_requests_go_to_the_definition():
     assert_near(found, exact(is_divergence_reference, [x.detach(), row], upstream))
     assert is_divergence(x[:0], log_variance[:0]).shape == (0, 3)
     mixed = [x.detach().double(), log_variance]
-    assert_near(differentiate(is_divergence, mixed, upstream), exact(is_divergence_reference, mixed, upstream))
+    assert_near(
+        differentiate(is_divergence, mixed, upstream),
+        exact(is_divergence_reference, mixed, upstream),
+    )
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a question of tensors on the CPU")
@@ -263,7 +282,10 @@ def test_compiles_without_a_graph_break(loss, autocast):
 
     torch._dynamo.reset()
     found = []
-    for one in (torch.compile(mean_of(function), fullgraph=True, backend="aot_eager"), mean_of(reference)):
+    for one in (
+        torch.compile(mean_of(function), fullgraph=True, backend="aot_eager"),
+        mean_of(reference),
+    ):
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=autocast):
             value = one(weight, *inputs)
         found.append([value, *torch.autograd.grad(value, [weight, *inputs[1:]])])
@@ -273,7 +295,15 @@ def test_compiles_without_a_graph_break(loss, autocast):
 # --------------------------------------------------------------------------------------------- compiled without a GPU
 
 
-def build(kernel: str, pointers: dict[str, str], numbers, columns: int, backward: bool, capability: int, **constants):
+def build(
+    kernel: str,
+    pointers: dict[str, str],
+    numbers,
+    columns: int,
+    backward: bool,
+    capability: int,
+    **constants,
+):
     _, tile = row_tiles(torch.empty(1, columns))
     types = pointers | dict.fromkeys((*numbers, "rows", "columns"), "i32")
     divisible = (*pointers, *([*numbers, "columns"] if columns % 16 == 0 else []))
@@ -284,11 +314,20 @@ def build(kernel: str, pointers: dict[str, str], numbers, columns: int, backward
         types |= {"value_ptr": "*fp32", "upstream_stride": "i32"}
         constants["upstream_ptr"] = None
     constants |= {key: tile[key] for key in ("ROWS", "COLUMNS")}
-    return Build(f"minidvae.kernels.{kernel}", types, constants, capability, tile["num_warps"], divisible=divisible)
+    return Build(
+        f"minidvae.kernels.{kernel}",
+        types,
+        constants,
+        capability,
+        tile["num_warps"],
+        divisible=divisible,
+    )
 
 
 def is_divergence_build(bins: int, type: str, backward: bool, capability: int) -> Build:
-    pointers = dict.fromkeys(("x_ptr", "l_ptr", *(["gradient_ptr"] if backward else [])), f"*{type}")
+    pointers = dict.fromkeys(
+        ("x_ptr", "l_ptr", *(["gradient_ptr"] if backward else [])), f"*{type}"
+    )
     constants = {"FLOOR": FLOOR} | ({} if backward else {"gradient_ptr": None})
     kernel, strides = "is_divergence:is_divergence_kernel", ("x_stride", "l_stride")
     return build(kernel, pointers, strides, bins, backward, capability, **constants)
@@ -301,7 +340,15 @@ def gaussian_kl_build(latent: int, type: str, backward: bool, capability: int) -
     constants = {} if backward else dict.fromkeys(gradients)
     strides = [f"{name}_stride" for name in inputs]
     pointers |= gradients if backward else {}
-    return build("gaussian_kl:gaussian_kl_kernel", pointers, strides, latent, backward, capability, **constants)
+    return build(
+        "gaussian_kl:gaussian_kl_kernel",
+        pointers,
+        strides,
+        latent,
+        backward,
+        capability,
+        **constants,
+    )
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -313,6 +360,13 @@ def test_compiled_code(capability):
         (gaussian_kl_build(16, "fp32", False, capability), 4, 1),
         (gaussian_kl_build(16, "fp32", True, capability), 5, 4),
     ]
-    for (case, *accesses), found in zip(cases, cross_compile([case[0] for case in cases]), strict=True):
-        assert found.fits(capability) and found.registers <= 64, (case, found.registers, found.spills, found.shared)
+    for (case, *accesses), found in zip(
+        cases, cross_compile([case[0] for case in cases]), strict=True
+    ):
+        assert found.fits(capability) and found.registers <= 64, (
+            case,
+            found.registers,
+            found.spills,
+            found.shared,
+        )
         assert accesses == [found.ttgir.count("tt.load "), found.ttgir.count("tt.store ")], case

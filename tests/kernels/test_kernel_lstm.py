@@ -16,7 +16,11 @@ from minidvae.models.recurrent import LSTM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
-MODES = {"ieee": (torch.float32, "ieee"), "tf32": (torch.float32, "tf32"), "bf16": (torch.bfloat16, "ieee")}
+MODES = {
+    "ieee": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "bf16": (torch.bfloat16, "ieee"),
+}
 # of the largest value: rounding of sums; 11 and 8 significant bits, a few times
 TOLERANCE = {"ieee": 1e-5, "tf32": 1.5e-3, "bf16": 3e-2}
 
@@ -46,7 +50,11 @@ def upstream(inputs, scale=1.0) -> list[torch.Tensor]:
 def outputs_and_gradients(function, inputs, d_outputs, reverse, dtype=None) -> list[torch.Tensor]:
     inputs = [tensor.detach().to(dtype or tensor.dtype).requires_grad_() for tensor in inputs]
     outputs = function(*inputs, reverse)
-    pairs = [(output, d.to(output.dtype)) for output, d in zip(outputs, d_outputs, strict=True) if d is not None]
+    pairs = [
+        (output, d.to(output.dtype))
+        for output, d in zip(outputs, d_outputs, strict=True)
+        if d is not None
+    ]
     used, d_used = zip(*pairs, strict=True)
     return [*outputs, *torch.autograd.grad(used, inputs, d_used)]
 
@@ -61,14 +69,22 @@ def assert_close(found, expected, tolerance):
 def check(inputs, mode="ieee", reverse=False, d_outputs=None):
     d_outputs = upstream(inputs) if d_outputs is None else d_outputs
     expected = outputs_and_gradients(lstm_scan_reference, inputs, d_outputs, reverse, torch.float64)
-    assert_close(outputs_and_gradients(scan.lstm_scan_fused, inputs, d_outputs, reverse), expected, TOLERANCE[mode])
+    assert_close(
+        outputs_and_gradients(scan.lstm_scan_fused, inputs, d_outputs, reverse),
+        expected,
+        TOLERANCE[mode],
+    )
 
 
 # ------------------------------------------------------------------------------------------------- against definitions
 
 HELD = [(batch, frames, 32, "ieee") for batch in (1, 17, 33) for frames in (1, 2, 7)]
 TILED = [(33, 1, 192, "ieee"), (2, 2, 100, "ieee"), (1, 2, 5, "ieee")]
-BOTH = [(*shape, mode) for shape in ((17, 3, 32), (3, 2, 128), (18, 3, 33), (3, 2, 256)) for mode in MODES]
+BOTH = [
+    (*shape, mode)
+    for shape in ((17, 3, 32), (3, 2, 128), (18, 3, 33), (3, 2, 256))
+    for mode in MODES
+]
 
 
 @pytest.mark.parametrize("batch, frames, hidden, mode", [*HELD, *TILED, *BOTH])
@@ -130,7 +146,11 @@ def test_layouts(hidden):
     inputs = [gates_x, w_hh, h0, c0]
     for d_h in (torch.ones(()).expand(4, 3, hidden), torch.randn(4, 1, hidden).expand(-1, 3, -1)):
         check(inputs, d_outputs=[d_h.to(DEVICE), *upstream(inputs)[1:]])
-        check(inputs, d_outputs=[d_h.to(DEVICE), None, torch.ones(()).to(DEVICE).expand(4, hidden)], reverse=True)
+        check(
+            inputs,
+            d_outputs=[d_h.to(DEVICE), None, torch.ones(()).to(DEVICE).expand(4, hidden)],
+            reverse=True,
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -156,7 +176,9 @@ def test_no_race(hidden, mode):
     inputs = case(200, 50, hidden, dtype)
     d_outputs = upstream(inputs)
     check(inputs, mode, False, d_outputs)
-    results = [outputs_and_gradients(scan.lstm_scan_fused, inputs, d_outputs, False) for _ in range(20)]
+    results = [
+        outputs_and_gradients(scan.lstm_scan_fused, inputs, d_outputs, False) for _ in range(20)
+    ]
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
 
@@ -182,10 +204,17 @@ def test_no_kernel_for_what_it_cannot_take(monkeypatch):
     assert not scan.fusible(*case(2, 2, 513)) and not scan.fusible(*case(2, 2, 8, torch.float64))
     assert not scan.fusible(*case(0, 2, 8))
     monkeypatch.setattr(scan, "launch", None)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 3e-2), (torch.half, 5e-3)):
+    for dtype, tolerance in (
+        (torch.float64, 1e-12),
+        (torch.float32, 2e-6),
+        (torch.bfloat16, 3e-2),
+        (torch.half, 5e-3),
+    ):
         inputs = [tensor.cpu() for tensor in case(3, 4, 8, dtype)]
         d_outputs = upstream(inputs)
-        expected = outputs_and_gradients(lstm_scan_reference, inputs, d_outputs, True, torch.float64)
+        expected = outputs_and_gradients(
+            lstm_scan_reference, inputs, d_outputs, True, torch.float64
+        )
         found = outputs_and_gradients(lstm_scan, inputs, d_outputs, True)
         assert all(tensor.dtype == dtype for tensor in found)
         assert_close(found, expected, tolerance)
@@ -201,7 +230,9 @@ def test_the_gradient_of_a_gradient_is_an_error():
 def test_without_a_kernel_the_gradients_are_right():
     inputs = [tensor.double().requires_grad_() for tensor in case(2, 3, 2)]
     for reverse in (False, True):
-        assert torch.autograd.gradcheck(lambda *inputs, reverse=reverse: lstm_scan(*inputs, reverse), inputs)
+        assert torch.autograd.gradcheck(
+            lambda *inputs, reverse=reverse: lstm_scan(*inputs, reverse), inputs
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ torch.compile
@@ -213,11 +244,19 @@ def test_compiled_scan(autocast):
     compiled = torch.compile(lstm_scan, backend="aot_eager", dynamic=False)
     d_outputs = upstream(inputs)
     with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-        results = [outputs_and_gradients(function, inputs, d_outputs, True) for function in (lstm_scan, compiled)]
+        results = [
+            outputs_and_gradients(function, inputs, d_outputs, True)
+            for function in (lstm_scan, compiled)
+        ]
     assert_close(results[1], results[0], 1e-6)
 
 
-KINDS = [{}, {"reverse": True}, {"layers": 2, "bidirectional": True}, {"reverse": True, "bidirectional": True}]
+KINDS = [
+    {},
+    {"reverse": True},
+    {"layers": 2, "bidirectional": True},
+    {"reverse": True, "bidirectional": True},
+]
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -227,7 +266,10 @@ def test_compiled_layers(kind, autocast):
     rnn, x = LSTM(5, 16, **kind).to(DEVICE), torch.randn(3, 4, 5).to(DEVICE).requires_grad_()
     results = []
     for layer in (rnn, torch.compile(rnn, backend="aot_eager", dynamic=False)):
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast), torch.backends.cudnn.flags(allow_tf32=False):
+        with (
+            torch.autocast(DEVICE, torch.bfloat16, enabled=autocast),
+            torch.backends.cudnn.flags(allow_tf32=False),
+        ):
             h = layer(x)
         assert h.dtype == (torch.bfloat16 if autocast else torch.float32)
         results.append([h, *torch.autograd.grad(h.float().square().sum(), [x, *rnn.parameters()])])
@@ -238,7 +280,9 @@ def test_compiled_layers(kind, autocast):
 def test_layers_are_those_of_the_library(kind):
     """Parameters by name, and outputs, by all three ways to compute them."""
     rnn = LSTM(5, 8, **kind).double()
-    library = nn.LSTM(5, 8, kind.get("layers", 1), batch_first=True, bidirectional="bidirectional" in kind).double()
+    library = nn.LSTM(
+        5, 8, kind.get("layers", 1), batch_first=True, bidirectional="bidirectional" in kind
+    ).double()
     library.load_state_dict(rnn.state_dict())
     x = torch.randn(3, 4, 5).double()
     outputs, _ = library(x.flip(1) if rnn.reverse else x)
@@ -250,7 +294,12 @@ def test_layers_are_those_of_the_library(kind):
 # ----------------------------------------------------------------------------------------------------- compiled code
 
 NAMED = [  # hidden, mode, chip: the widths of the recipes, and the widest
-    *((hidden, mode, chip) for hidden in (128, 256) for mode in ("tf32", "bf16") for chip in (80, 90)),
+    *(
+        (hidden, mode, chip)
+        for hidden in (128, 256)
+        for mode in ("tf32", "bf16")
+        for chip in (80, 90)
+    ),
     (256, "ieee", 90),
     (512, "tf32", 90),
 ]
@@ -265,7 +314,10 @@ def compiled() -> dict:
             builds[hidden, mode, chip, direction] = build(hidden, mode, chip, direction)
     torch.backends.cuda.matmul.fp32_precision = before
     codes = triton_checks.cross_compile(list(builds.values()))
-    return {key: (builds[key].kernel.split(":")[1], code) for key, code in zip(builds, codes, strict=True)}
+    return {
+        key: (builds[key].kernel.split(":")[1], code)
+        for key, code in zip(builds, codes, strict=True)
+    }
 
 
 def build(hidden: int, mode: str, chip: int, direction: str) -> triton_checks.Build:
@@ -278,7 +330,10 @@ def build(hidden: int, mode: str, chip: int, direction: str) -> triton_checks.Bu
     warps, variant = constants.pop("num_warps"), "tiled" if "DEPTH" in tile else "held"
     pointer = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
     values = "gates_x h0 h gates" if direction == "forward" else "d_h gates d_gates"
-    pointers = dict.fromkeys(values.split(), pointer[dtype]) | {"w_hh": pointer[operand], "c": "*fp32"}
+    pointers = dict.fromkeys(values.split(), pointer[dtype]) | {
+        "w_hh": pointer[operand],
+        "c": "*fp32",
+    }
     if direction == "backward":
         pointers |= {"d_h0": "*fp32", "d_c0": "*fp32"}
     types = pointers | {"batch": "i32", "frames": "i32"}
@@ -301,10 +356,14 @@ def test_no_state_is_fetched_before_it_is_there(compiled):
     """
     for name, code in compiled.values():
         if name.startswith("held"):  # all that a step leaves to the next is in registers
-            assert not reads_of(code.ttgir, ("h",) if name == "held_forward" else ("d_gates", "d_h0"))[0]
+            assert not reads_of(
+                code.ttgir, ("h",) if name == "held_forward" else ("d_gates", "d_h0")
+            )[0]
             continue
         # h_0 takes the place of the h before the first step: the two are read by one instruction
-        written = [("h0", "h", "c")] if name == "tiled_forward" else [("d_h0", "d_c0"), ("d_gates",)]
+        written = (
+            [("h0", "h", "c")] if name == "tiled_forward" else [("d_h0", "d_c0"), ("d_gates",)]
+        )
         copied = False
         for number, arguments in enumerate(written):
             reads, barriers, loops = reads_of(code.ttgir, arguments)
@@ -356,5 +415,7 @@ def test_shapes_that_broadcast_go_to_the_definition():
 
 
 def test_a_device_without_autocast():
-    shapes = [tensor.shape for tensor in lstm_scan(*(tensor.to("meta") for tensor in case(3, 4, 8)))]
+    shapes = [
+        tensor.shape for tensor in lstm_scan(*(tensor.to("meta") for tensor in case(3, 4, 8)))
+    ]
     assert shapes == [(3, 4, 8), (3, 8), (3, 8)]

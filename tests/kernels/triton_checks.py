@@ -17,7 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SHARED_MEMORY = {80: 166_912, 90: 232_448}  # bytes that a program may hold: 163 KiB of an A100, 227 KiB of an H100
+SHARED_MEMORY = {
+    80: 166_912,
+    90: 232_448,
+}  # bytes that a program may hold: 163 KiB of an A100, 227 KiB of an H100
 
 
 @dataclass
@@ -75,9 +78,16 @@ def compile_for(build: Build) -> Compiled:
     module, name = build.kernel.split(":")
     kernel = getattr(importlib.import_module(module), name)
     signature = {argument: build.types.get(argument, "constexpr") for argument in kernel.arg_names}
-    missing = [name for name, type in signature.items() if type == "constexpr" and name not in build.constants]
+    missing = [
+        name
+        for name, type in signature.items()
+        if type == "constexpr" and name not in build.constants
+    ]
     assert not missing, f"{name}: neither a type nor a value for {', '.join(missing)}"
-    divisible = {(kernel.arg_names.index(argument),): [["tt.divisibility", 16]] for argument in build.divisible}
+    divisible = {
+        (kernel.arg_names.index(argument),): [["tt.divisibility", 16]]
+        for argument in build.divisible
+    }
     compiled = triton.compile(
         ASTSource(kernel, signature, dict(build.constants), divisible),
         target=GPUTarget("cuda", build.capability, 32),
@@ -100,7 +110,9 @@ def resources(ptx: str, capability: int) -> tuple[int, int]:
             report = subprocess.run([tool, *flags, source], capture_output=True, text=True)
             if report.returncode == 0:
                 registers = re.search(r"Used (\d+) registers", report.stderr)
-                spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report.stderr)
+                spills = re.search(
+                    r"(\d+) bytes spill stores, (\d+) bytes spill loads", report.stderr
+                )
                 return int(registers[1]), int(spills[1]) + int(spills[2])
     print("no assembler of this Triton reports registers and spills for its PTX")
     sys.exit(3)

@@ -57,7 +57,11 @@ def copy_set(module: str) -> set[str]:
         for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
                 folder = Path(file).parents[node.level - 1]
-                names = [node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]
+                names = (
+                    [node.module.replace(".", "/")]
+                    if node.module
+                    else [alias.name for alias in node.names]
+                )
                 waiting += {str(folder / f"{name}.py") for name in names} - found
     return found
 
@@ -74,11 +78,21 @@ def test_the_files_that_a_model_imports_are_enough(tmp_path):
         for file in copy_set(f"models/{module_of(model)}.py"):
             (tmp_path / package / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PACKAGE / file, tmp_path / package / file)
-        kind = next(base.__name__ for base in model.__mro__ if base.__name__ in ("DVAE", "SegmentModel", "Recogniser"))
+        kind = next(
+            base.__name__
+            for base in model.__mro__
+            if base.__name__ in ("DVAE", "SegmentModel", "Recogniser")
+        )
         settings = f"{module_of(config)}:{config.__name__}"
         lines.append(f"{package},{module_of(model)},{model.__name__},{settings},{kind}")
     ran = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{TRAIN_A_STEP}", *lines],
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{TRAIN_A_STEP}",
+            *lines,
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -91,11 +105,26 @@ def test_the_readme_names_the_files_to_copy():
     """The last column of its table of models, and above it what all need."""
     rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", README.read_text(), re.MULTILINE)
     all_need = re.search(r"all need:\s`(.*)`", README.read_text())[1].split()
-    patterns = {name: [*cell.strip(" `").split(), *all_need] for name, cell in rows if name in MODELS}
-    files = {name: [file for pattern in some for file in PACKAGE.glob(pattern)] for name, some in patterns.items()}
-    named = {name: {str(file.relative_to(PACKAGE)) for file in some} for name, some in files.items()}
-    assert named == {name: copy_set(f"models/{module_of(model)}.py") for name, (model, _) in MODELS.items()}
+    patterns = {
+        name: [*cell.strip(" `").split(), *all_need] for name, cell in rows if name in MODELS
+    }
+    files = {
+        name: [file for pattern in some for file in PACKAGE.glob(pattern)]
+        for name, some in patterns.items()
+    }
+    named = {
+        name: {str(file.relative_to(PACKAGE)) for file in some} for name, some in files.items()
+    }
+    assert named == {
+        name: copy_set(f"models/{module_of(model)}.py") for name, (model, _) in MODELS.items()
+    }
 
 
 def test_light_dvae_is_a_small_copy():
-    assert sum(len((PACKAGE / file).read_text().splitlines()) for file in copy_set("models/light_dvae.py")) <= 1200
+    assert (
+        sum(
+            len((PACKAGE / file).read_text().splitlines())
+            for file in copy_set("models/light_dvae.py")
+        )
+        <= 1200
+    )

@@ -16,7 +16,13 @@ LENGTHS = torch.tensor([31, 18, 1, 24])
 
 def network(symbols=SYMBOLS, **settings) -> DeepSpeech2:
     torch.manual_seed(0)
-    sizes = {"bins": BINS, "symbols": symbols, "channels": (2, 3), "width": 6, "layers": 2} | settings
+    sizes = {
+        "bins": BINS,
+        "symbols": symbols,
+        "channels": (2, 3),
+        "width": 6,
+        "layers": 2,
+    } | settings
     model = DeepSpeech2(DeepSpeech2Config(**sizes))
     model.standardise.set(torch.full((sizes["bins"],), -5.0), torch.full((sizes["bins"],), 2.0))
     return model
@@ -24,7 +30,9 @@ def network(symbols=SYMBOLS, **settings) -> DeepSpeech2:
 
 def utterances() -> torch.Tensor:
     """(batch, frames, bins), zeros after the end of each, which the statistics do not take to zeros."""
-    x = -5 + 2 * torch.randn(len(LENGTHS), max(LENGTHS), BINS, generator=torch.Generator().manual_seed(1))
+    x = -5 + 2 * torch.randn(
+        len(LENGTHS), max(LENGTHS), BINS, generator=torch.Generator().manual_seed(1)
+    )
     return x * (torch.arange(x.shape[1]) < LENGTHS[:, None])[..., None]
 
 
@@ -70,7 +78,9 @@ def test_padding_leaks_nothing():
         mean = model.features(x[i : i + 1, :length])
         torch.testing.assert_close(features[i : i + 1], mean, rtol=1e-4, atol=1e-5)
     order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(model.features(x[order], LENGTHS[order]), features[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.features(x[order], LENGTHS[order]), features[order], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_every_output_sees_its_whole_utterance_and_nothing_else():
@@ -127,7 +137,9 @@ def test_a_handful_of_utterances_is_learnt_by_heart():
     labels = torch.randint(1, 4, (6, 5), generator=random)
     x, lengths = torch.zeros(6, 48, BINS), torch.zeros(6, dtype=torch.int64)
     for i, row in enumerate(labels - 1):
-        frames = torch.cat([shapes[k].expand(int(torch.randint(4, 9, (), generator=random)), -1) for k in row])
+        frames = torch.cat(
+            [shapes[k].expand(int(torch.randint(4, 9, (), generator=random)), -1) for k in row]
+        )
         lengths[i] = len(frames) + 8
         x[i, 4 : 4 + len(frames)] = frames
         x[i, : lengths[i]] += 0.3 * torch.randn(int(lengths[i]), BINS, generator=random)

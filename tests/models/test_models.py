@@ -12,8 +12,12 @@ SMALL = {"bins": 9, "latent": 3, "w_latent": 4, "width": 16, "feedforward": 32, 
     "w_hidden": 8,
     "w_layers": 1,
 }
-TRANSFORMERS = [(name, {"variant": variant}) for name in ("hit_dvae", "light_dvae") for variant in VARIANTS]
-TRANSFORMERS += [(name, {"context": 5, "phases": 2, "heads": 2}) for name in ("hit_dvae", "light_dvae")]
+TRANSFORMERS = [
+    (name, {"variant": variant}) for name in ("hit_dvae", "light_dvae") for variant in VARIANTS
+]
+TRANSFORMERS += [
+    (name, {"context": 5, "phases": 2, "heads": 2}) for name in ("hit_dvae", "light_dvae")
+]
 
 
 def small(name: str, **config) -> torch.nn.Module:
@@ -23,7 +27,12 @@ def small(name: str, **config) -> torch.nn.Module:
 
 
 def spectrum(batch=2, frames=7, bins=9) -> torch.Tensor:
-    return torch.rand(batch, frames, bins, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 4
+    return (
+        torch.rand(
+            batch, frames, bins, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
+        * 4
+    )
 
 
 @pytest.mark.parametrize(("name", "millions"), [("light_dvae", 17.46), ("hit_dvae", 21.75)])
@@ -110,12 +119,16 @@ def test_samples_follow_prior_and_likelihood(config):
     model = small("light_dvae", **config)
     drawn = []
     prior = model.prior
-    model.prior = lambda *arguments, **options: drawn.append(prior(*arguments, **options)) or drawn[-1]
+    model.prior = lambda *arguments, **options: (
+        drawn.append(prior(*arguments, **options)) or drawn[-1]
+    )
     log_variance = model.sample(2, 6, torch.Generator().manual_seed(3))
     noise_z, w = model.draw_noise(2, 6, torch.Generator().manual_seed(3))
     z = torch.cat([p.sample(noise_z[:, t : t + 1]) for t, p in enumerate(drawn)], 1)
     x_past, places = past(model.feed_back(log_variance)), model.places(6)
-    assert torch.allclose(prior(past(z), w, x_past, places).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10)
+    assert torch.allclose(
+        prior(past(z), w, x_past, places).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10
+    )
     assert torch.allclose(model.likelihood(z, w, x_past, places), log_variance, atol=1e-10)
 
 
@@ -134,11 +147,15 @@ def test_loss_is_the_bound(name):
     p_z = normal(output.p_z) if output.p_z else torch.distributions.Normal(0.0, 1.0)
     expected = expected + 0.3 * torch.distributions.kl_divergence(normal(output.q_z), p_z).sum()
     if output.q_w:
-        kl_w = torch.distributions.kl_divergence(normal(output.q_w), torch.distributions.Normal(0.0, 1.0)).sum()
+        kl_w = torch.distributions.kl_divergence(
+            normal(output.q_w), torch.distributions.Normal(0.0, 1.0)
+        ).sum()
         expected = expected + model.config.beta_w * kl_w
     loss, terms = model.loss(x, noise)
     assert loss.item() == pytest.approx(expected.item() / (2 * 7), rel=1e-10)
-    assert loss.item() == terms["loss"].item() and not any(term.requires_grad for term in terms.values())
+    assert loss.item() == terms["loss"].item() and not any(
+        term.requires_grad for term in terms.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae"])
@@ -172,7 +189,14 @@ def test_digital_silence_is_finite(name, scale):
 def test_raw_power_has_finite_gradients(name):
     """Raw power of 10⁷ makes attention scores for which the gradients of a fused kernel overflow."""
     torch.manual_seed(0)
-    sizes = {"width": 128, "feedforward": 32, "layers": 1, "w_embedding": 8, "w_hidden": 8, "w_layers": 1}
+    sizes = {
+        "width": 128,
+        "feedforward": 32,
+        "layers": 1,
+        "w_embedding": 8,
+        "w_hidden": 8,
+        "w_layers": 1,
+    }
     model = build_model(name, input_scale="power", **sizes)
     x = 30 * torch.exp(3 * torch.randn(4, 50, 513))
     model.fit_statistics(x)

@@ -28,7 +28,9 @@ def tensors(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
 def tiny_model(path: Path, tensors_of: str = "param/") -> torch.nn.Module:
     with np.load(path) as data:
         network = json.loads(str(data["config"]))
-    return import_dvae_speech(tensors(path, tensors_of), network | {"name": path.stem.split("-")[0].upper()})
+    return import_dvae_speech(
+        tensors(path, tensors_of), network | {"name": path.stem.split("-")[0].upper()}
+    )
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
@@ -37,7 +39,9 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float,
     assert error <= tolerance, f"{what}: relative error {error:.1e} > {tolerance:.0e}"
 
 
-def check_forward(model: torch.nn.Module, expected: dict[str, torch.Tensor], tolerance: float) -> None:
+def check_forward(
+    model: torch.nn.Module, expected: dict[str, torch.Tensor], tolerance: float
+) -> None:
     """Outputs and loss terms; leaves the gradients of the loss in the model."""
     noise = (expected["eps"], expected["eps_v"]) if "eps_v" in expected else expected["eps"]
     output = model(expected["x"], noise)
@@ -54,7 +58,12 @@ def check_forward(model: torch.nn.Module, expected: dict[str, torch.Tensor], tol
     loss, terms = model.loss(expected["x"], noise)
     actual |= {"recon": terms["reconstruction"], "kl": terms["kl_z"], "loss": loss}
     if output.q_w is not None:
-        actual |= {"v": output.w, "v_mean": output.q_w.mean, "v_logvar": output.q_w.log_variance, "kl_v": terms["kl_w"]}
+        actual |= {
+            "v": output.w,
+            "v_mean": output.q_w.mean,
+            "v_logvar": output.q_w.log_variance,
+            "kl_v": terms["kl_w"],
+        }
     for name, value in actual.items():
         assert_close(value, expected[name], tolerance, name)
     loss.backward()
@@ -73,7 +82,9 @@ def test_tiny(file, path):
     model = tiny_model(file)
     use_path(model, path)
     check_forward(model, tensors(file), 1e-5)
-    gradients = tiny_model(file, tensors_of="grad/")  # a model that holds the expected gradients as parameters
+    gradients = tiny_model(
+        file, tensors_of="grad/"
+    )  # a model that holds the expected gradients as parameters
     expected = dict(gradients.named_parameters())
     for name, parameter in model.named_parameters():
         assert_close(parameter.grad, expected[name], 1e-5, name)
@@ -88,7 +99,9 @@ def test_tiny_own_past(name):
     assert_close(resynthesis.exp(), expected["gen_variance"], 1e-5, "gen_variance")
     model.own_past = 1.0
     output = model(expected["x"], expected["eps"])
-    assert_close(output.log_variance.exp(), expected["gen_variance"], 1e-5, "gen_variance, scheduled")
+    assert_close(
+        output.log_variance.exp(), expected["gen_variance"], 1e-5, "gen_variance, scheduled"
+    )
     assert_close(output.p_z.mean, expected["gen_prior_mean"], 1e-5, "gen_prior_mean")
     assert_close(output.p_z.log_variance, expected["gen_prior_logvar"], 1e-5, "gen_prior_logvar")
 
@@ -114,7 +127,9 @@ def test_published_own_past(shared):
     expected = tensors(shared / "parity" / "published" / "srnn.npz")
     with torch.no_grad():
         z = expected["z"]
-        x_past = torch.cat([torch.zeros_like(expected["x"][:, :1]), expected["gen_variance"][:, :-1]], dim=1)
+        x_past = torch.cat(
+            [torch.zeros_like(expected["x"][:, :1]), expected["gen_variance"][:, :-1]], dim=1
+        )
         h = model.lstm_h(model.mlp_x(x_past))
         prior = model.infer_prior(h, torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1))
         assert_close(model.likelihood(h, z).exp(), expected["gen_variance"], 1e-4, "gen_variance")

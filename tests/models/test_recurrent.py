@@ -7,17 +7,20 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from minidvae.files import CheckpointError
 from minidvae.kernels.latent_scan import latent_scan, latent_scan_reference
 from minidvae.kernels.lstm_scan import LSTMWeights, lstm_scan, lstm_scan_reference
 from minidvae.models import build_model
 from minidvae.models.base import past
 from minidvae.models.dkf import log_softplus
-from minidvae.models.parameters import CheckpointError
 from minidvae.models.published import FORMATS, import_dvae_speech, load_dvae_speech
 
 RECURRENT = ("dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
 AUTOREGRESSIVE = ("storn", "vrnn", "srnn")
-ORIGINAL = {name: () for name in ("x_hidden", "z_hidden", "posterior_hidden", "decoder_z_hidden", "decoder_hidden")}
+ORIGINAL = {
+    name: ()
+    for name in ("x_hidden", "z_hidden", "posterior_hidden", "decoder_z_hidden", "decoder_hidden")
+}
 BATCH, FRAMES, BINS, LATENT = 2, 5, 6, 3
 
 
@@ -32,7 +35,9 @@ def small(name: str, **config) -> nn.Module:
 
 
 def spectrum(seed: int = 0, frames: int = FRAMES) -> torch.Tensor:
-    return torch.rand(BATCH, frames, BINS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        BATCH, frames, BINS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def draw(model: nn.Module, frames: int = FRAMES):
@@ -66,7 +71,10 @@ def assert_same(actual, expected, tolerance=1e-10):
     ],
 )
 def test_parameter_counts_are_those_of_the_published_models(name, config, count):
-    assert sum(parameter.numel() for parameter in build_model(name, bins=257, **config).parameters()) == count
+    assert (
+        sum(parameter.numel() for parameter in build_model(name, bins=257, **config).parameters())
+        == count
+    )
 
 
 def test_unknown_activation_is_refused():
@@ -82,7 +90,10 @@ def test_unknown_activation_is_refused():
 def test_lstm_scan_is_an_lstm(batch, frames, hidden, reverse):
     torch.manual_seed(0)
     rnn = nn.LSTM(4, hidden, batch_first=True).double()
-    x, upstream = torch.randn(batch, frames, 4).double(), torch.randn(batch, frames, hidden).double()
+    x, upstream = (
+        torch.randn(batch, frames, 4).double(),
+        torch.randn(batch, frames, hidden).double(),
+    )
     h0, c0 = torch.randn(2, 1, batch, hidden).double().requires_grad_().unbind(0)
     found = []
     for scan in (lstm_scan, lstm_scan_reference):
@@ -91,7 +102,10 @@ def test_lstm_scan_is_an_lstm(batch, frames, hidden, reverse):
     outputs, (h, c) = rnn(x.flip(1) if reverse else x, (h0, c0))
     found.append((outputs.flip(1) if reverse else outputs, h[0], c[0]))
     inputs = [*rnn.parameters(), h0, c0]
-    grads = [torch.autograd.grad((o * upstream).sum() + h.sum() + (2 * c).sum(), inputs) for o, h, c in found]
+    grads = [
+        torch.autograd.grad((o * upstream).sum() + h.sum() + (2 * c).sum(), inputs)
+        for o, h, c in found
+    ]
     for k in range(2):
         assert_same(found[k], found[2])
         assert_same(grads[k], grads[2])
@@ -120,15 +134,21 @@ def scan_case(case: str, batch: int, frames: int, dtype=torch.float64) -> dict:
     arguments = {
         "inputs": new(frames, batch, 6 if has_mlp else 2 * LATENT).transpose(0, 1),
         "noise": torch.randn(batch, frames, LATENT, dtype=dtype),
-        "state": [(new(batch, state), new(batch, state)) for _ in range(lstm_layers)] or [new(batch, state)],
+        "state": [(new(batch, state), new(batch, state)) for _ in range(lstm_layers)]
+        or [new(batch, state)],
         "first": first if has_mlp else new(2 * LATENT, state),
         "posterior": posterior if has_mlp else [],
         "transition": [(new(5, LATENT), new(5)), (new(a, 5), new(a))] if a != LATENT else [],
-        "lstm": [LSTMWeights(new(20, 5 if k else a), new(20, 5), new(20)) for k in range(lstm_layers)],
+        "lstm": [
+            LSTMWeights(new(20, 5 if k else a), new(20, 5), new(20)) for k in range(lstm_layers)
+        ],
         "activation": "relu" if case == "dkf" else "tanh",
     }
     if case == "vrnn":
-        arguments["gates"], arguments["lstm"][0] = new(batch, frames, 20), arguments["lstm"][0]._replace(bias=None)
+        arguments["gates"], arguments["lstm"][0] = (
+            new(batch, frames, 20),
+            arguments["lstm"][0]._replace(bias=None),
+        )
     return arguments
 
 
@@ -136,7 +156,11 @@ SCANS = ("srnn", "srnn, no MLP", "dkf", "rvae", "rvae, no MLP", "vrnn", "two lay
 
 
 def scan_inputs(arguments: dict) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(arguments) if isinstance(x, torch.Tensor) and x is not arguments["noise"]]
+    return [
+        x
+        for x in tree_leaves(arguments)
+        if isinstance(x, torch.Tensor) and x is not arguments["noise"]
+    ]
 
 
 @pytest.mark.parametrize("batch, frames", [(1, 1), (3, 2), (17, 7)])
@@ -146,11 +170,16 @@ def test_latent_scan_equals_its_reference(case, batch, frames):
     found, grads = [], []
     for scan in (latent_scan, latent_scan_reference):
         found.append(scan(**arguments))
-        total = sum((torch.linspace(0.5, 2, output.numel()).view_as(output) * output).sum() for output in found[-1])
+        total = sum(
+            (torch.linspace(0.5, 2, output.numel()).view_as(output) * output).sum()
+            for output in found[-1]
+        )
         grads.append(torch.autograd.grad(total, scan_inputs(arguments), allow_unused=True))
     assert_same(*found)
     for one, other in zip(*grads, strict=True):  # what a single frame does not reach: None or zeros
-        one, other = (torch.zeros(()) if gradient is None else gradient for gradient in (one, other))
+        one, other = (
+            torch.zeros(()) if gradient is None else gradient for gradient in (one, other)
+        )
         torch.testing.assert_close(one + 0 * other, other + 0 * one, rtol=1e-10, atol=1e-10)
 
 
@@ -201,10 +230,40 @@ VARIANTS = [
     ("rvae", ORIGINAL | {"bidirectional": True}),
     ("dkf", {"bidirectional": True}),
     ("dkf", {"x_hidden": (), "z_hidden": (), "posterior_hidden": (), "decoder_hidden": ()}),
-    ("storn", {"x_hidden": (), "posterior_hidden": (), "z_hidden": (), "past_hidden": (), "decoder_hidden": ()}),
-    ("vrnn", {"x_hidden": (), "z_hidden": (), "posterior_hidden": (), "prior_hidden": (), "decoder_hidden": ()}),
-    ("srnn", {"x_hidden": (), "hx_hidden": (), "posterior_hidden": (), "prior_hidden": (), "decoder_hidden": ()}),
-    ("dsae", {"x_hidden": (), "v_hidden": (), "xv_hidden": (), "z_hidden": (), "decoder_hidden": ()}),
+    (
+        "storn",
+        {
+            "x_hidden": (),
+            "posterior_hidden": (),
+            "z_hidden": (),
+            "past_hidden": (),
+            "decoder_hidden": (),
+        },
+    ),
+    (
+        "vrnn",
+        {
+            "x_hidden": (),
+            "z_hidden": (),
+            "posterior_hidden": (),
+            "prior_hidden": (),
+            "decoder_hidden": (),
+        },
+    ),
+    (
+        "srnn",
+        {
+            "x_hidden": (),
+            "hx_hidden": (),
+            "posterior_hidden": (),
+            "prior_hidden": (),
+            "decoder_hidden": (),
+        },
+    ),
+    (
+        "dsae",
+        {"x_hidden": (), "v_hidden": (), "xv_hidden": (), "z_hidden": (), "decoder_hidden": ()},
+    ),
 ]
 
 
@@ -230,7 +289,9 @@ def test_silence_is_finite(name):
 
 def test_log_softplus_where_the_softplus_underflows():
     a = torch.tensor([-200.0, -30.0, -1.0, 0.0, 40.0], requires_grad=True)
-    expected = torch.tensor([-200.0, -30.0, math.log(math.log1p(math.exp(-1))), math.log(math.log(2)), math.log(40)])
+    expected = torch.tensor(
+        [-200.0, -30.0, math.log(math.log1p(math.exp(-1))), math.log(math.log(2)), math.log(40)]
+    )
     torch.testing.assert_close(log_softplus(a), expected)
     assert torch.autograd.grad(log_softplus(a).sum(), a)[0].isfinite().all()
 
@@ -238,7 +299,9 @@ def test_log_softplus_where_the_softplus_underflows():
 def test_dsae_counts_the_divergence_of_v_once_per_sequence():
     model = small("dsae")
     loss, terms = model.loss(spectrum(), draw(model))
-    torch.testing.assert_close(loss.detach(), terms["reconstruction"] + terms["kl_z"] + terms["kl_w"])
+    torch.testing.assert_close(
+        loss.detach(), terms["reconstruction"] + terms["kl_z"] + terms["kl_w"]
+    )
 
 
 # --------------------------------------------------------------------------------------------------- dependencies
@@ -274,7 +337,11 @@ def pass_through(model: nn.Module, x: torch.Tensor, z: torch.Tensor, v: torch.Te
         if t < FRAMES:
             noise[:, t] = ((z - output.q_z.mean) / torch.exp(0.5 * output.q_z.log_variance))[:, t]
     torch.testing.assert_close(output.z, z)
-    return output.q_z.mean, output.p_z.mean if output.p_z else torch.zeros_like(z), output.log_variance
+    return (
+        output.q_z.mean,
+        output.p_z.mean if output.p_z else torch.zeros_like(z),
+        output.log_variance,
+    )
 
 
 def moved(before: torch.Tensor, after: torch.Tensor) -> set[int]:
@@ -283,7 +350,9 @@ def moved(before: torch.Tensor, after: torch.Tensor) -> set[int]:
     return set(change.gt(1e-9).nonzero().flatten().tolist())
 
 
-@pytest.mark.parametrize("name, config, with_x, with_z", DEPENDENCIES, ids=lambda value: value or None)
+@pytest.mark.parametrize(
+    "name, config, with_x, with_z", DEPENDENCIES, ids=lambda value: value or None
+)
 @torch.no_grad()
 def test_dependencies_are_those_of_the_equations(name, config, with_x, with_z):
     model = small(name, **config)
@@ -294,7 +363,10 @@ def test_dependencies_are_those_of_the_equations(name, config, with_x, with_z):
     other_x, other_z = x.clone(), z.clone()
     other_x[:, K] *= 3
     other_z[:, K] += 0.5
-    for after, expected in ((pass_through(model, other_x, z, v), with_x), (pass_through(model, x, other_z, v), with_z)):
+    for after, expected in (
+        (pass_through(model, other_x, z, v), with_x),
+        (pass_through(model, x, other_z, v), with_z),
+    ):
         assert tuple(map(moved, before, after)) == expected
 
 
@@ -341,7 +413,9 @@ def test_no_gradient_through_the_own_past(name):
     model.own_past = 1.0
     output = model(x, noise)
     parameters = list(model.parameters())
-    expected = torch.autograd.grad((torch.stack(outputs, 1) * weight).sum(), parameters, allow_unused=True)
+    expected = torch.autograd.grad(
+        (torch.stack(outputs, 1) * weight).sum(), parameters, allow_unused=True
+    )
     found = torch.autograd.grad((output.log_variance * weight).sum(), parameters, allow_unused=True)
     for one, other in zip(found, expected, strict=True):
         assert (one is None) == (other is None)
@@ -360,7 +434,9 @@ def test_scheduled_sampling_mixes_frame_by_frame(name):
     fed = model.unroll(z, true=x)
     own = (fed[:, 1:] != x[:, :-1]).any(-1).double()  # (sequences, frames after the first)
     assert (fed[:, 0] == 0).all() and abs(own.mean() - 0.3) < 0.1
-    assert ((own.mean(1) > 0) & (own.mean(1) < 1)).any() and ((own.mean(0) > 0) & (own.mean(0) < 1)).all()
+    assert ((own.mean(1) > 0) & (own.mean(1) < 1)).any() and (
+        (own.mean(0) > 0) & (own.mean(0) < 1)
+    ).all()
     torch.manual_seed(5)
     assert torch.equal(model.mixed_past(x, z), fed)
 
@@ -373,7 +449,9 @@ def test_scheduled_sampling_mixes_frame_by_frame(name):
 def test_sample(name, scale):
     model = build_model(name, bins=BINS, latent=LATENT, input_scale=scale)
     model.fit_statistics(spectrum().float())
-    first, again, other = (model.sample(3, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        model.sample(3, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
     assert first.shape == (3, 4, BINS) and first.isfinite().all() and not first.requires_grad
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -425,9 +503,17 @@ NETWORK = {
 def vrnn_state() -> dict[str, torch.Tensor]:
     from minidvae.models.published import their_key
 
-    config = {"x_hidden": (4,), "z_hidden": (), "posterior_hidden": (5,), "prior_hidden": (5,), "decoder_hidden": (4,)}
+    config = {
+        "x_hidden": (4,),
+        "z_hidden": (),
+        "posterior_hidden": (5,),
+        "prior_hidden": (5,),
+        "decoder_hidden": (4,),
+    }
     model = build_model("vrnn", bins=6, latent=3, rnn=4, **config)
-    return {their_key("vrnn", key, config): value.detach() for key, value in model.named_parameters()}
+    return {
+        their_key("vrnn", key, config): value.detach() for key, value in model.named_parameters()
+    }
 
 
 def test_import_of_both_versions_of_the_format():
@@ -441,8 +527,16 @@ def test_import_of_both_versions_of_the_format():
     "change, network, message",
     [
         (lambda s: s.pop("rnn.weight_hh_l0"), {}, "'rnn.weight_hh_l0' is missing"),
-        (lambda s: s.update({"inf_mean.bias": torch.zeros(4)}), {}, r"'inf_mean.bias' has shape \(4,\).*\(3,\)"),
-        (lambda s: s.update({"mlp_new.weight": torch.zeros(4)}), {}, "'mlp_new.weight' belongs to no part"),
+        (
+            lambda s: s.update({"inf_mean.bias": torch.zeros(4)}),
+            {},
+            r"'inf_mean.bias' has shape \(4,\).*\(3,\)",
+        ),
+        (
+            lambda s: s.update({"mlp_new.weight": torch.zeros(4)}),
+            {},
+            "'mlp_new.weight' belongs to no part",
+        ),
         (lambda s: s.update({"epoch": 3}), {}, "not a plain state dict"),
         (lambda s: None, {"name": "KVAE"}, "name='KVAE' is none of"),
         (lambda s: None, {"dense_x": "four"}, "dense_x='four'"),
@@ -479,7 +573,9 @@ def test_load_refuses_folders_that_are_no_published_model(tmp_path):
     torch.save(vrnn_state(), tmp_path / "model.pt")
     model, stft = load_dvae_speech(tmp_path)
     assert (stft.window_length, stft.hop) == (10, 2) and model.config.rnn == 4
-    (tmp_path / "config.ini").write_text((tmp_path / "config.ini").read_text().replace("625e-6", "32e-3"))
+    (tmp_path / "config.ini").write_text(
+        (tmp_path / "config.ini").read_text().replace("625e-6", "32e-3")
+    )
     assert "a window of 512 samples does not have x_dim=6 bins" in message()
 
 

@@ -36,7 +36,9 @@ def test_score_is_what_training_computes(name):
 def test_score_is_what_decoding_from_the_own_past_computes(name):
     """A decoded utterance is a fixed point: its own past gives it again."""
     model, x, output = given(name)
-    own = model.resynthesise(x, "generation", model.draw_noise(2, 5, torch.Generator().manual_seed(1)))
+    own = model.resynthesise(
+        x, "generation", model.draw_noise(2, 5, torch.Generator().manual_seed(1))
+    )
     again, _ = model.score(past(model.feed_back(own)), output.z, output.w)
     torch.testing.assert_close(again, own)
 
@@ -55,4 +57,6 @@ def test_score_is_differentiable_in_past_and_latents(name):
 
     assert torch.autograd.gradcheck(score, inputs)
     gradients = torch.autograd.grad(score(*inputs)[0].sum(), inputs, allow_unused=True)
-    assert (gradients[0] is not None) == model.autoregressive and all(g is not None for g in gradients[1:])
+    assert (gradients[0] is not None) == model.autoregressive and all(
+        g is not None for g in gradients[1:]
+    )

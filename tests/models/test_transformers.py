@@ -12,7 +12,14 @@ from minidvae.models.base import past
 from minidvae.models.light_dvae import Attention, LigHTConfig, Places, of_phase, sinusoids, turns
 from minidvae.models.segments import SegmentBatch
 
-SIZES = {"width": 16, "feedforward": 32, "layers": 2, "w_embedding": 8, "w_hidden": 8, "w_layers": 2}
+SIZES = {
+    "width": 16,
+    "feedforward": 32,
+    "layers": 2,
+    "w_embedding": 8,
+    "w_hidden": 8,
+    "w_layers": 2,
+}
 SMALL = SIZES | {"bins": 9, "latent": 3, "w_latent": 4}
 
 
@@ -57,7 +64,9 @@ def test_thirty_seconds_from_the_cache(settings):
 @pytest.mark.parametrize("frames", [6, 10, 13])
 def test_attention_within_the_context(causal, frames):
     """In pieces it must be what the whole matrix of scores gives with all out of reach, or not there, left out."""
-    attention = Attention(LigHTConfig(bins=9, width=16, heads=2, context=5), raw=False, causal=causal)
+    attention = Attention(
+        LigHTConfig(bins=9, width=16, heads=2, context=5), raw=False, causal=causal
+    )
     queries, keys, values = torch.randn(3, 2, 2, frames, 8)
     back = torch.arange(frames)[:, None] - torch.arange(frames)
     near = (back < 5) & (back >= 0) if causal else back.abs() < 5
@@ -73,7 +82,9 @@ def test_attention_within_the_context(causal, frames):
 @pytest.mark.parametrize("causal", [True, False])
 def test_heads_start_on_neighbours(causal):
     """Whatever the frames hold, each head gives most of its weight to one place relative to its own."""
-    attention = Attention(LigHTConfig(bins=9, width=64, heads=4, context=20), raw=False, causal=causal)
+    attention = Attention(
+        LigHTConfig(bins=9, width=64, heads=4, context=20), raw=False, causal=causal
+    )
     places = Places(torch.arange(20), turns=turns(torch.arange(20), 16, 20))
     queries, keys, _ = attention.project(*torch.randn(2, 3, 20, 64), places)
     scores = queries @ keys.mT / 4
@@ -87,7 +98,9 @@ def test_relative_positions_in_bf16():
     """Angles of hundreds of radians must not be rounded to bf16: two minutes into a recording as at its start."""
     model, weights = small(**RELATIVE), []
     for first in (0, 7_200):
-        places = Places(torch.arange(first, first + 8), turns=turns(torch.arange(first, first + 8), 8, 4))
+        places = Places(
+            torch.arange(first, first + 8), turns=turns(torch.arange(first, first + 8), 8, 4)
+        )
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             queries, keys, _ = model.encoder[0].attention.project(*torch.zeros(2, 1, 8, 16), places)
             weights.append((queries @ keys.mT).softmax(-1))
@@ -96,25 +109,42 @@ def test_relative_positions_in_bf16():
 
 def test_sinusoids():
     """Rows of sines and cosines at rates from 1 down to 1/10000, and a likelihood that follows them."""
-    expected = torch.tensor([[0.0, 1, 0, 1], [np.sin(3), np.cos(3), np.sin(0.03), np.cos(0.03)]], dtype=torch.float32)
+    expected = torch.tensor(
+        [[0.0, 1, 0, 1], [np.sin(3), np.cos(3), np.sin(0.03), np.cos(0.03)]], dtype=torch.float32
+    )
     assert torch.allclose(sinusoids(torch.tensor([0, 3]), 4), expected)
     for config, moves in (({}, True), ({"context": 4}, False)):
         model = small(**config)
-        places, streams = model.places(9), (torch.randn(1, 8, 3), torch.randn(1, 4), torch.randn(1, 8, 9))
+        places, streams = (
+            model.places(9),
+            (torch.randn(1, 8, 3), torch.randn(1, 4), torch.randn(1, 8, 9)),
+        )
         here, later = (list(places.each())[first : first + 8] for first in (0, 1))
         decoded = []
         for some in (here, later):
-            parts = ([getattr(place, name) for place in some] for name in ("times", "sinusoids", "turns"))
-            joined = [None if part[0] is None else torch.cat(part, -2 + (part[0].ndim == 1)) for part in parts]
+            parts = (
+                [getattr(place, name) for place in some] for name in ("times", "sinusoids", "turns")
+            )
+            joined = [
+                None if part[0] is None else torch.cat(part, -2 + (part[0].ndim == 1))
+                for part in parts
+            ]
             decoded.append(model.likelihood(*streams, Places(*joined)))
         assert torch.allclose(*decoded, atol=1e-5) != moves
 
 
 def test_the_clock_of_z():
     """The likelihood reads z_t, and the prior z_{t−1}, by the map of that frame's phase."""
-    assert of_phase(torch.arange(12.0).view(1, 3, 4), torch.tensor([0, 1, 2]), 2).tolist() == [[[0, 1], [6, 7], [8, 9]]]
+    assert of_phase(torch.arange(12.0).view(1, 3, 4), torch.tensor([0, 1, 2]), 2).tolist() == [
+        [[0, 1], [6, 7], [8, 9]]
+    ]
     model = small(layers=1, phases=3)
-    z, w, x_past, places = torch.randn(1, 9, 3), torch.randn(1, 4), torch.randn(1, 9, 9), model.places(9)
+    z, w, x_past, places = (
+        torch.randn(1, 9, 3),
+        torch.randn(1, 4),
+        torch.randn(1, 9, 9),
+        model.places(9),
+    )
 
     def roles() -> tuple[torch.Tensor, torch.Tensor]:
         return model.likelihood(z, w, x_past, places), model.prior(past(z), w, x_past, places).mean
@@ -123,11 +153,15 @@ def test_the_clock_of_z():
     model.decoders[0].embed_latents.weight.data[16:32] += 1  # of the second phase
     moved = [(a != b).any(-1)[0].nonzero()[0].item() for a, b in zip(before, roles(), strict=True)]
     assert moved == [1, 2]
-    own = model.of_phase(model.z_prior(model.decoders[0](z, w, x_past, places, "latents", z_lag=1)), places)
+    own = model.of_phase(
+        model.z_prior(model.decoders[0](z, w, x_past, places, "latents", z_lag=1)), places
+    )
     assert torch.equal(own.mean, model.prior(z, w, x_past, places).mean)
     plain = small()
     decoder, places = plain.decoders[0], plain.places(9)
-    assert torch.equal(*(decoder(z, w, x_past, places, "latents", z_lag=lag) for lag in (0, 1)))  # it has no clock
+    assert torch.equal(
+        *(decoder(z, w, x_past, places, "latents", z_lag=lag) for lag in (0, 1))
+    )  # it has no clock
 
 
 def test_positions_are_relative():
@@ -162,10 +196,21 @@ def test_work_per_frame_does_not_grow_with_the_length():
 
 def test_fused_attention_but_where_raw_power_comes_in():
     """Of raw power, only what an embedding goes into is unfused; of other scales nothing; without gradient nothing."""
-    assert all(module.fused for module in small(input_scale="root").modules() if isinstance(module, Attention))
+    assert all(
+        module.fused
+        for module in small(input_scale="root").modules()
+        if isinstance(module, Attention)
+    )
     model = small(input_scale="power")
-    unfused = {name for name, module in model.named_modules() if isinstance(module, Attention) and not module.fused}
-    decoder = {f"decoders.0.blocks.{part}" for part in ("0.attention", "0.cross_attention", "1.cross_attention")}
+    unfused = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Attention) and not module.fused
+    }
+    decoder = {
+        f"decoders.0.blocks.{part}"
+        for part in ("0.attention", "0.cross_attention", "1.cross_attention")
+    }
     assert unfused == {"encoder.0.attention"} | decoder
 
 
@@ -185,7 +230,10 @@ def test_raw_power_has_finite_gradients_in_deep_stacks(name, variant):
 def test_a_compiled_training_step(scale):
     """What torch.compile makes of a step computes the same, the LSTM and unfused attention among it, and is not made
     anew where the share of own past changes, as it does at every step."""
-    model, x = small(input_scale=scale, layers=1, w_layers=1, **RELATIVE).train(), torch.rand(4, 5, 9)
+    model, x = (
+        small(input_scale=scale, layers=1, w_layers=1, **RELATIVE).train(),
+        torch.rand(4, 5, 9),
+    )
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled, frames = torch.compile(model.loss, backend=counter), []
@@ -209,11 +257,18 @@ def test_a_compiled_training_step(scale):
     "name, config, batches",
     [
         ("vae", {"bins": 9, "hidden": (8,)}, [torch.rand(n, 5, 9) for n in (4, 3, 2)]),
-        ("light_dvae", SMALL | {"layers": 1, "w_layers": 1}, [torch.rand(n, 5, 9) for n in (4, 3, 2)]),
+        (
+            "light_dvae",
+            SMALL | {"layers": 1, "w_layers": 1},
+            [torch.rand(n, 5, 9) for n in (4, 3, 2)],
+        ),
         (
             "fhvae",
             {"bins": 4, "frames": 5, "width": 8, "sequences": 2},
-            [SegmentBatch(torch.rand(n, 5, 4), torch.ones(n), torch.arange(n) % 2) for n in (4, 3, 2)],
+            [
+                SegmentBatch(torch.rand(n, 5, 4), torch.ones(n), torch.arange(n) % 2)
+                for n in (4, 3, 2)
+            ],
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -257,7 +312,9 @@ def test_bf16_learns_as_fp32_does(name):
 def test_moments_of_w_follow_training():
     """With w_prior=aggregate, samples draw w from the moments of q(w) in training, which change nothing else;
     evaluating leaves them as they are. Fails where they are not the posteriors' or are lost with a checkpoint."""
-    plain, model = (build_model("light_dvae", **SMALL, w_prior=prior) for prior in ("standard", "aggregate"))
+    plain, model = (
+        build_model("light_dvae", **SMALL, w_prior=prior) for prior in ("standard", "aggregate")
+    )
     model.load_state_dict(plain.state_dict(), strict=False)
     x = torch.rand(64, 6, 9, generator=torch.Generator().manual_seed(0))
     noise = plain.draw_noise(64, 6, torch.Generator().manual_seed(1))
@@ -271,7 +328,7 @@ def test_moments_of_w_follow_training():
     torch.testing.assert_close(covariance, expected, atol=1e-4, rtol=0)
     standard = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(2))
     draws = model.draw_w(standard)
-    torch.testing.assert_close(model.standard_w(draws), standard, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(model.whiten_w(draws), standard, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(draws.T.cov(), covariance, atol=0.05, rtol=0)
     before = model.w_moments.clone()
     model.eval().loss(x, noise)

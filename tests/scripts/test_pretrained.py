@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from cli import call, evaluate_script, log, minidvae_command, surroundings, train_script  # noqa: F401
+from run_scripts import call, evaluate_script, log, minidvae_command, surroundings, train_script  # noqa: F401
 
 import minidvae
 from minidvae.data import audio
-from minidvae.experiments.runs import segments_of
-from minidvae.experiments.transformation import convert, join_segments
+from minidvae.inference.convert import convert, join_segments, segments_of
 from minidvae.models import build_model
 from minidvae.training import checkpoint
 
@@ -28,35 +27,78 @@ def test_a_shipped_model_is_the_run_in_half_precision(shipped):
 
 
 def test_its_name_stands_where_a_folder_does(shipped, speech, capsys):
-    assert call(evaluate_script, shipped, "run", "--data", speech, "--limit", 2, "--json", "all.json") == 0
-    named, folder = (result["summary"]["si_sdr"]["mean"] for result in json.loads(Path("all.json").read_text()))
+    assert (
+        call(evaluate_script, shipped, "run", "--data", speech, "--limit", 2, "--json", "all.json")
+        == 0
+    )
+    named, folder = (
+        result["summary"]["si_sdr"]["mean"] for result in json.loads(Path("all.json").read_text())
+    )
     assert named == pytest.approx(folder, abs=0.05) and named != folder  # half precision
     assert Path("runs", shipped, "eval", "resynthesis", "results.json").is_file()
-    arguments = ["--init", shipped, "--recipe", "quick", "--data", speech, "--run", "next", "--steps", 2]
-    assert call(train_script, *arguments, "--set", "frames=20", "batch=4", "warmup=0", "learning_rate=1e-9") == 0
+    arguments = [
+        "--init",
+        shipped,
+        "--recipe",
+        "quick",
+        "--data",
+        speech,
+        "--run",
+        "next",
+        "--steps",
+        2,
+    ]
+    assert (
+        call(
+            train_script,
+            *arguments,
+            "--set",
+            "frames=20",
+            "batch=4",
+            "warmup=0",
+            "learning_rate=1e-9",
+        )
+        == 0
+    )
     assert log("next")[-1]["dev"]["loss"] == pytest.approx(log("run")[-1]["dev"]["loss"], rel=0.05)
 
 
 def test_an_existing_folder_goes_before_a_name(shipped):
     Path("run").rename(shipped)
-    assert torch.load(Path(shipped, "best.pt"))["plan"]["data"] == minidvae.load_run(shipped)[2]["plan"]["data"]
+    assert (
+        torch.load(Path(shipped, "best.pt"))["plan"]["data"]
+        == minidvae.load_run(shipped)[2]["plan"]["data"]
+    )
 
 
 def test_an_unknown_name_lists_those_that_ship(shipped, capsys):
     assert call(evaluate_script, "vae-librispeach") == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("evaluate.py: error: vae-librispeach: ") and shipped in error and "\n" not in error
+    assert (
+        error.startswith("evaluate.py: error: vae-librispeach: ")
+        and shipped in error
+        and "\n" not in error
+    )
 
 
 def test_models_that_ship_load_and_have_a_card(capsys):
     """Every one is small, is described, and says where its numbers come from."""
-    assert {name.partition("-")[0] for name in checkpoint.pretrained()} >= {"light_dvae", "vae", "fhvae"}
+    assert {name.partition("-")[0] for name in checkpoint.pretrained()} >= {
+        "light_dvae",
+        "vae",
+        "fhvae",
+    }
     for name in checkpoint.pretrained():
         model, stft, content = minidvae.load_pretrained(name)
-        assert name.startswith(content["model"]) and all(p.isfinite().all() for p in model.parameters())
+        assert name.startswith(content["model"]) and all(
+            p.isfinite().all() for p in model.parameters()
+        )
         assert (checkpoint.PRETRAINED / f"{name}.pt").stat().st_size <= 4 * 2**20
         card = (checkpoint.PRETRAINED / f"{name}.md").read_text()
-        assert all(word in card for word in (name, "CC BY 4.0", "python train.py", "python evaluate.py", "Limits"))
+        assert all(
+            word in card
+            for word in (name, "CC BY 4.0", "python train.py", "python evaluate.py", "Limits")
+        )
     assert minidvae_command("models") == 0
     assert "light_dvae-librispeech" in capsys.readouterr().out
 
@@ -84,7 +126,18 @@ def test_a_file_or_a_folder_without_splits_is_all_test(shipped, speech, capsys):
 def test_convert(speech, capsys):
     """The output is as long and as loud as the source, and another one for another reference; what is there stays."""
     settings = ["features=log_magnitude", "batch=8", "width=16", "report=2"]
-    arguments = ["--recipe", "quick", "--data", speech, "--run", "run", "--steps", 4, "--set", *settings]
+    arguments = [
+        "--recipe",
+        "quick",
+        "--data",
+        speech,
+        "--run",
+        "run",
+        "--steps",
+        4,
+        "--set",
+        *settings,
+    ]
     assert call(train_script, "--model", "fhvae", *arguments) == 0
     source, reference, other = sorted(speech.rglob("*.wav"))[:5:2]
     flags = ("--model", "run", "--device", "cpu")
@@ -111,22 +164,32 @@ def test_convert(speech, capsys):
 @pytest.mark.parametrize("shift", [1, 5, 20])
 def test_joined_segments_are_the_whole(shift):
     features = torch.randn(63, 4)
-    torch.testing.assert_close(join_segments(segments_of(features, 20, shift), shift)[:63], features)
+    torch.testing.assert_close(
+        join_segments(segments_of(features, 20, shift), shift)[:63], features
+    )
 
 
 def test_convert_moves_z2_by_the_difference_of_the_s_vectors():
     """To the source's own voice z2 is not moved. With a decoder that gives the features back, the source comes out."""
     torch.manual_seed(0)
     model, random = build_model("fhvae", bins=200, frames=20), np.random.default_rng(0)
-    source, reference = (np.cumsum(random.standard_normal(16_000)).astype(np.float32) for _ in range(2))
-    source, reference = (x - np.convolve(x, np.ones(400) / 400, "same").astype(np.float32) for x in (source, reference))
+    source, reference = (
+        np.cumsum(random.standard_normal(16_000)).astype(np.float32) for _ in range(2)
+    )
+    source, reference = (
+        x - np.convolve(x, np.ones(400) / 400, "same").astype(np.float32)
+        for x in (source, reference)
+    )
     seen, given, infer = [], [], model.infer
     model.infer = lambda x: seen.append((x, infer(x))) or seen[-1][1]
     model.decode = lambda z1, z2: given.append(z2) or seen[-2][0]
     estimate = convert(model, source, source)
     torch.testing.assert_close(given[0], seen[0][1].z2)
     peak = np.abs(source).max()
-    features = [audio.log_magnitude(torch.from_numpy(x / peak)) for x in (source, estimate.astype(np.float32))]
+    features = [
+        audio.log_magnitude(torch.from_numpy(x / peak))
+        for x in (source, estimate.astype(np.float32))
+    ]
     assert (features[0] - features[1]).abs().median() < 0.5
     convert(model, source, reference)
     s_vectors = [model.s_vector(latents.z2) for _, latents in seen[2:]]

@@ -15,7 +15,7 @@ import torch
 from minidvae.data.audio import STFT
 from minidvae.models import build_model
 from minidvae.training import checkpoint
-from minidvae.training.recipes import resolve
+from minidvae.training.run import resolve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -28,22 +28,39 @@ PUBLISHED = ROOT / "tests" / "models" / "parity" / "vrnn.npz"
 def files(tmp_path, speech, monkeypatch):
     """A folder with a run of a tiny LigHT-DVAE, a published VRNN, an FHVAE and a sound file, and to work in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # scripts would change those of the tests
+    monkeypatch.setattr(
+        signal, "signal", lambda *_: None
+    )  # scripts would change those of the tests
     torch.manual_seed(0)
     stft = STFT()
-    for name, model in (("light_dvae", build_model("light_dvae", **TINY)), ("fhvae", build_model("fhvae", width=8))):
+    for name, model in (
+        ("light_dvae", build_model("light_dvae", **TINY)),
+        ("fhvae", build_model("fhvae", width=8)),
+    ):
         folder = Path("runs") / name.removesuffix("_dvae")
         folder.mkdir(parents=True)
         checkpoint.save(folder / "best.pt", name, model, stft)
     folder = Path("checkpoints/vrnn")
     folder.mkdir(parents=True)
     with np.load(PUBLISHED) as arrays:
-        parameters = {key: torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith("param/")}
+        parameters = {
+            key: torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith("param/")
+        }
         network = json.loads(str(arrays["config"])) | {"name": "VRNN"}
-    torch.save({key.removeprefix("param/"): value for key, value in parameters.items()}, folder / "vrnn.pt")
+    torch.save(
+        {key.removeprefix("param/"): value for key, value in parameters.items()}, folder / "vrnn.pt"
+    )
     window = 2 * (int(network["x_dim"]) - 1)
-    lines = ["[STFT]", "fs = 16000", f"wlen_sec = {window / 16_000}", "hop_percent = 0.5", "[Network]"]
-    (folder / "config.ini").write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in network.items())]))
+    lines = [
+        "[STFT]",
+        "fs = 16000",
+        f"wlen_sec = {window / 16_000}",
+        "hop_percent = 0.5",
+        "[Network]",
+    ]
+    (folder / "config.ini").write_text(
+        "\n".join([*lines, *(f"{key} = {value}" for key, value in network.items())])
+    )
     waveform, rate = soundfile.read(next(speech.rglob("*.wav")), dtype="float32")
     soundfile.write("speech.wav", waveform[: rate // 2], rate)
     return tmp_path
@@ -57,7 +74,9 @@ def test_the_python_of_the_readme_runs(files):
     assert soundfile.info("resynthesis.wav").frames == soundfile.info("speech.wav").frames
     assert names["log_variance"].shape == (4, 50, 513)
     torch.testing.assert_close(names["score"].log_variance, names["output"].log_variance)
-    assert torch.isfinite(names["loss"]) and {"loss", "reconstruction", "kl_z"} <= set(names["terms"])
+    assert torch.isfinite(names["loss"]) and {"loss", "reconstruction", "kl_z"} <= set(
+        names["terms"]
+    )
 
 
 @pytest.mark.parametrize("model", ["runs/light", "checkpoints/vrnn"])
@@ -74,7 +93,9 @@ def test_the_example_resynthesises_a_file(files, monkeypatch, model):
     peak = np.abs(original).max()
     spectrum = stft.analyse(torch.from_numpy(original / peak))[None]
     log_variance = trained.eval().resynthesise(spectrum.abs().square(), "generation")
-    estimate = stft.synthesise(torch.polar((log_variance / 2).exp(), spectrum.angle()), len(original))[0]
+    estimate = stft.synthesise(
+        torch.polar((log_variance / 2).exp(), spectrum.angle()), len(original)
+    )[0]
     estimate = peak * estimate / max(1, peak * estimate.abs().max())
     assert np.abs(written - estimate.numpy()).max() < 2**-14
 
@@ -115,7 +136,9 @@ def test_links_and_commands_of_the_documents(document):
         if "--model" in words and "$m" not in words:
             pairs = [word.partition("=") for word in words if "=" in word]
             recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "quick"
-            resolve(words[words.index("--model") + 1], recipe, {key: value for key, _, value in pairs})
+            resolve(
+                words[words.index("--model") + 1], recipe, {key: value for key, _, value in pairs}
+            )
 
 
 def test_documents_name_no_path_of_one_machine():

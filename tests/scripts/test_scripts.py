@@ -16,22 +16,42 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from cli import ROOT, call, evaluate_script, log, surroundings, train_script  # noqa: F401
+from run_scripts import ROOT, call, evaluate_script, log, surroundings, train_script  # noqa: F401
 
-from minidvae import command_line
+from minidvae import cli
 from minidvae.data.audio import STFT
 from minidvae.data.corpus import load_corpus
 from minidvae.data.crops import consecutive_crops
+from minidvae.files import CheckpointError
 from minidvae.models import build_model
-from minidvae.models.parameters import CheckpointError
 from minidvae.models.vae import VAE
 from minidvae.training import checkpoint
 
-TINY = ["width=16", "feedforward=32", "layers=1", "w_embedding=8", "w_hidden=8", "frames=20", "batch=4", "report=4"]
+TINY = [
+    "width=16",
+    "feedforward=32",
+    "layers=1",
+    "w_embedding=8",
+    "w_hidden=8",
+    "frames=20",
+    "batch=4",
+    "report=4",
+]
 
 
 def train(speech, *arguments, run="run", model="light_dvae") -> int:
-    return call(train_script, "--model", model, "--recipe", "quick", "--data", speech, "--run", run, *arguments)
+    return call(
+        train_script,
+        "--model",
+        model,
+        "--recipe",
+        "quick",
+        "--data",
+        speech,
+        "--run",
+        run,
+        *arguments,
+    )
 
 
 @pytest.mark.parametrize("model", ["vae", "light_dvae"])
@@ -39,7 +59,13 @@ def test_train_then_evaluate(speech, model, capsys):
     settings = TINY if model == "light_dvae" else ["frames=20", "batch=4", "report=4"]
     assert train(speech, "--steps", 8, "--set", *settings, model=model, run=f"runs/{model}") == 0
     run = Path("runs") / model
-    assert {path.name for path in run.iterdir()} == {"config.json", "log.jsonl", "curves.png", "last.pt", "best.pt"}
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "log.jsonl",
+        "curves.png",
+        "last.pt",
+        "best.pt",
+    }
     assert [report["step"] for report in log(run)] == [4, 8]
     for mode in ("generation", "teacher_forcing"):
         assert call(evaluate_script, "--mode", mode, "--limit", 3, "--json", "all.json") == 0
@@ -53,9 +79,13 @@ def test_train_then_evaluate(speech, model, capsys):
         values = [row[measure] for row in result["utterances"] if row[measure] is not None]
         assert summary["mean"] == pytest.approx(sum(values) / len(values))
     test = load_corpus(speech).split("test")
-    by_name = {utterance.name: test.waveform(index) for index, utterance in enumerate(test.utterances)}
+    by_name = {
+        utterance.name: test.waveform(index) for index, utterance in enumerate(test.utterances)
+    }
     for row in result["utterances"]:
-        assert {f"{row['name']}.png", f"{row['name']}-resynthesis.wav"} <= {path.name for path in folder.iterdir()}
+        assert {f"{row['name']}.png", f"{row['name']}-resynthesis.wav"} <= {
+            path.name for path in folder.iterdir()
+        }
         assert row["seconds"] == len(by_name[row["name"]]) / 16_000  # whole utterances, trimmed
 
 
@@ -73,18 +103,24 @@ def test_published_rows_stand_only_beside_their_like(speech, monkeypatch, capsys
     """The paper's numbers on WSJ0 beside ours on other speech, another split or a part of it would mislead."""
     assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae") == 0
     monkeypatch.setattr(
-        evaluate_script, "load_corpus", lambda data: dataclasses.replace(load_corpus(data), layout="WSJ0")
+        evaluate_script,
+        "load_corpus",
+        lambda data: dataclasses.replace(load_corpus(data), layout="WSJ0"),
     )
     for arguments, shown in (((), True), (("--limit", 1), False), (("--split", "dev"), False)):
         capsys.readouterr()
         assert call(evaluate_script, "run", *arguments) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[2:4] for line in lines if "(paper)" in line] == ([["0.0400", "7.40"]] if shown else [])
+        assert [line.split()[2:4] for line in lines if "(paper)" in line] == (
+            [["0.0400", "7.40"]] if shown else []
+        )
 
 
 def test_several_runs_give_one_table(speech, capsys):
     for run in ("one", "two"):
-        assert train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae", run=run) == 0
+        assert (
+            train(speech, "--steps", 1, "--set", "frames=20", "batch=4", model="vae", run=run) == 0
+        )
     capsys.readouterr()
     assert call(evaluate_script, "one", "two", "--limit", 1) == 0
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
@@ -97,7 +133,8 @@ def test_training_learns(speech):
     assert train(speech, "--steps", 60, "--set", *settings, model="vae") == 0
     corpus, stft = load_corpus(speech), STFT()
     x, dev = (
-        torch.cat(list(consecutive_crops(corpus.split(split), stft.samples(20), 100))) for split in ("train", "dev")
+        torch.cat(list(consecutive_crops(corpus.split(split), stft.samples(20), 100)))
+        for split in ("train", "dev")
     )
     constant, x = stft.power(x).mean((0, 1)), stft.power(dev)
     divergence = (x / constant - (x / constant).clamp_min(1e-12).log() - 1).sum(-1).mean().item()
@@ -110,9 +147,23 @@ def test_interrupted_run_resumes_bit_for_bit(speech):
     settings = ["--steps", "24", "--set", *TINY[1:], "width=64", "optimiser=muon"]
     settings += ["speed=0.85,1.2", "gain=-6,0"]
     assert train(speech, *settings, run="whole") == 0
-    command = [sys.executable, ROOT / "train.py", "--model", "light_dvae", "--recipe", "quick", "--run", "cut"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([*map(str, command), "--data", str(speech), *settings], env=environment)
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "--model",
+        "light_dvae",
+        "--recipe",
+        "quick",
+        "--run",
+        "cut",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    process = subprocess.Popen(
+        [*map(str, command), "--data", str(speech), *settings], env=environment
+    )
     while process.poll() is None and not (Path("cut/log.jsonl").exists() and len(log("cut")) >= 2):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -120,14 +171,21 @@ def test_interrupted_run_resumes_bit_for_bit(speech):
     assert len(log("cut")) < 6, "the run ended before it could be interrupted"
     assert call(train_script, "--resume", "--run", "cut") == 0
     assert log("cut") == log("whole")
-    whole, cut = (torch.load(f"{run}/last.pt", weights_only=True)["parameters"] for run in ("whole", "cut"))
+    whole, cut = (
+        torch.load(f"{run}/last.pt", weights_only=True)["parameters"] for run in ("whole", "cut")
+    )
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 @pytest.mark.parametrize("model", ["vae", "fhvae"])
 def test_batches_prepared_ahead_are_the_same(model, speech, monkeypatch):
     """As on a GPU, where a thread prepares them while a step runs."""
-    settings = ["frames=20", "report=4", "batch=4", *(["width=8", "shift=5"] if model == "fhvae" else [])]
+    settings = [
+        "frames=20",
+        "report=4",
+        "batch=4",
+        *(["width=8", "shift=5"] if model == "fhvae" else []),
+    ]
     for run, devices in (("one", ()), ("two", ("cpu",))):
         monkeypatch.setattr(train_script, "AHEAD", devices)
         assert train(speech, "--steps", 8, "--set", *settings, model=model, run=run) == 0
@@ -141,14 +199,19 @@ def test_resuming_after_a_kill_between_reports(speech):
     assert call(train_script, "--resume", "--run", "run", "--steps", 12) == 0
     whole = log("run")
     assert [report["step"] for report in whole] == [4, 8, 12]
-    Path("run/last.pt").write_bytes(kept)  # killed after the log was written and before the checkpoint was
+    Path("run/last.pt").write_bytes(
+        kept
+    )  # killed after the log was written and before the checkpoint was
     assert call(train_script, "--resume", "--run", "run", "--steps", 12) == 0
     assert log("run") == whole
 
 
 def started(*arguments) -> subprocess.Popen:
     """train.py in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     command = [sys.executable, ROOT / "train.py", *arguments]
     return subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL)
 
@@ -191,13 +254,19 @@ def test_two_trainings_on_one_folder(speech, capsys):
     """Both go on and mix their files; or a lock outlives a training that was killed."""
     arguments = ["--model", "vae", "--recipe", "quick", "--data", speech, "--run", "run"]
     arguments += ["--set", "frames=20", "batch=4"]
-    for again, report, sign in ((arguments, 100_000, "config.json"), (["--resume", "--run", "run"], 1, "last.pt")):
+    for again, report, sign in (
+        (arguments, 100_000, "config.json"),
+        (["--resume", "--run", "run"], 1, "last.pt"),
+    ):
         first = started(*arguments, f"report={report}", "steps=100000")
         try:
             wait_for(Path("run", sign).exists)
             assert call(train_script, *again) == 2
             error = capsys.readouterr().err.strip().splitlines()[-1]
-            assert error == "train.py: error: run: another training writes to it now; choose another --run"
+            assert (
+                error
+                == "train.py: error: run: another training writes to it now; choose another --run"
+            )
         finally:
             first.kill()
             first.wait()
@@ -217,17 +286,23 @@ def test_the_log_is_appended(speech, monkeypatch):
         save(path, *rest, **state)
 
     monkeypatch.setattr(checkpoint, "save", note)
-    monkeypatch.setattr(train_script.figures, "curves", lambda reports, path: pictures.append(len(reports)))
+    monkeypatch.setattr(
+        train_script.figures, "curves", lambda reports, path: pictures.append(len(reports))
+    )
     arguments = ["--steps", 6, "--set", "frames=10", "batch=2", "report=1", "hidden=8"]
     assert train(speech, *arguments, model="vae") == 0
     assert states == [(states[0][0], count) for count in range(1, 7)] and pictures == [1, 6]
     whole = Path("run/log.jsonl").read_bytes()
-    Path("run/log.jsonl").write_bytes(whole + b'{"step": 6, "train": {"lo')  # the machine stopped while it was written
+    Path("run/log.jsonl").write_bytes(
+        whole + b'{"step": 6, "train": {"lo'
+    )  # the machine stopped while it was written
     assert call(train_script, "--resume", "--run", "run", "--steps", 7) == 0
     assert Path("run/log.jsonl").read_bytes().startswith(whole) and len(log("run")) == 7
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "no json", '{"step": "x"}', '{"step": 2, "train": {"l": ""}, "dev": {}}'])
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "no json", '{"step": "x"}', '{"step": 2, "train": {"l": ""}, "dev": {}}']
+)
 def test_a_line_of_the_log_that_is_no_report(line, speech, capsys):
     """A line that a user appended ends in a traceback."""
     arguments = ["--steps", 2, "--set", "frames=10", "batch=2", "report=1", "hidden=8"]
@@ -247,12 +322,22 @@ def test_short_utterances_are_not_left_out_unsaid(speech, capsys):
     Path("digits/train/anna").mkdir(parents=True)
     Path("digits/dev/anna").mkdir(parents=True)
     waveform, rate = soundfile.read(min(speech.rglob("*.wav")))
-    for split, seconds in (("train", 0.5), ("train", 0.45), ("train", 0.4), ("train", 1.5), ("dev", 1.5)):
+    for split, seconds in (
+        ("train", 0.5),
+        ("train", 0.45),
+        ("train", 0.4),
+        ("train", 1.5),
+        ("dev", 1.5),
+    ):
         soundfile.write(f"digits/{split}/anna/{seconds}.wav", waveform[: int(seconds * rate)], rate)
     arguments = ["--steps", 1, "--set", "trim=false", "batch=2"]
     assert train("digits", *arguments) == 2
     error = capsys.readouterr().err
-    assert "3 of 4 utterances are shorter" in error and "frames=50" in error and "\n" not in error.strip()
+    assert (
+        "3 of 4 utterances are shorter" in error
+        and "frames=50" in error
+        and "\n" not in error.strip()
+    )
     fitting = re.search(r"--set (frames=\d+)", error)[1]
     assert not Path("run").exists()
     assert fitting == f"frames={1 + (6_400 - 1_024) // 256}"
@@ -273,7 +358,19 @@ def test_automatic_precision_is_resolved_once(speech, monkeypatch):
 
 
 def test_early_stopping(speech):
-    assert train(speech, "--steps", 40, "--set", *TINY[:-1], "report=2", "patience=2", "learning_rate=1e-9") == 0
+    assert (
+        train(
+            speech,
+            "--steps",
+            40,
+            "--set",
+            *TINY[:-1],
+            "report=2",
+            "patience=2",
+            "learning_rate=1e-9",
+        )
+        == 0
+    )
     reports = [report["dev"]["loss"] for report in log("run")]
     best = min(range(len(reports)), key=reports.__getitem__)
     assert len(reports) == best + 3 < 20
@@ -283,7 +380,15 @@ def test_early_stopping(speech):
 def test_every_setting_of_the_loop_changes_the_training(speech):
     """A flag or setting of the loop that does nothing shows as two equal logs; bf16 must stay near fp32."""
     base = ["--steps", 8, "--set", *TINY]
-    changes = [[], ["optimiser=adam"], ["clip=1"], ["weight_decay=0.5"], ["own_past=0,0"], ["warmup=0"], ["beta_z=1"]]
+    changes = [
+        [],
+        ["optimiser=adam"],
+        ["clip=1"],
+        ["weight_decay=0.5"],
+        ["own_past=0,0"],
+        ["warmup=0"],
+        ["beta_z=1"],
+    ]
     changes += [["schedule=constant", "warmup=2"], ["warmup=2"], ["phases=3"], ["trim=false"]]
     runs = {f"run{number}": [*base, *change] for number, change in enumerate(changes)}
     runs |= {"bf16": ["--precision", "bf16", *base], "seed": ["--seed", 1, *base]}
@@ -301,14 +406,25 @@ def test_non_finite_loss_stops_and_is_named(speech, capsys):
     assert train(speech, "--steps", 4, "--set", "frames=20", "report=2", model="vae") == 0
     parameters = torch.load("run/last.pt", weights_only=True)["parameters"]
     content = torch.load("run/last.pt", weights_only=True)
-    content["plan"]["recipe"] |= {"learning_rate": 1e30, "schedule": "constant", "warmup": 0, "clip": 0.0}
+    content["plan"]["recipe"] |= {
+        "learning_rate": 1e30,
+        "schedule": "constant",
+        "warmup": 0,
+        "clip": 0.0,
+    }
     torch.save(content, "run/last.pt")
     capsys.readouterr()
     assert call(train_script, "--resume", "--run", "run", "--steps", 40) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "step " in error and "run/last.pt" in error and ("reconstruction" in error or "kl_z" in error)
+    assert (
+        "step " in error
+        and "run/last.pt" in error
+        and ("reconstruction" in error or "kl_z" in error)
+    )
     kept = torch.load("run/last.pt", weights_only=True)["parameters"]
-    assert all(value.isfinite().all() for value in kept.values()) and kept.keys() == parameters.keys()
+    assert (
+        all(value.isfinite().all() for value in kept.values()) and kept.keys() == parameters.keys()
+    )
 
 
 def test_gradient_that_is_not_finite_is_not_taken(speech, monkeypatch, capsys):
@@ -332,7 +448,14 @@ def test_digital_silence_in_training(tmp_path, speech):
         quiet = tmp_path / "quiet" / path.relative_to(speech)
         quiet.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(quiet, waveform, rate)
-    settings = ["frames=20", "batch=8", "report=100", "warmup=20", "learning_rate=5e-3", "optimiser=adamw"]
+    settings = [
+        "frames=20",
+        "batch=8",
+        "report=100",
+        "warmup=20",
+        "learning_rate=5e-3",
+        "optimiser=adamw",
+    ]
     assert train(tmp_path / "quiet", "--steps", 300, "--set", *settings, model="vae") == 0
     losses = [report["train"]["loss"] for report in log("run")]
     assert losses[-1] < losses[0] and losses[-1] < 1000
@@ -340,7 +463,9 @@ def test_digital_silence_in_training(tmp_path, speech):
 
 def test_resume_needs_the_same_speech(tmp_path, speech, capsys):
     shutil.copytree(speech, tmp_path / "copy")
-    assert train(tmp_path / "copy", "--steps", 4, "--set", "frames=20", "report=2", model="vae") == 0
+    assert (
+        train(tmp_path / "copy", "--steps", 4, "--set", "frames=20", "report=2", model="vae") == 0
+    )
     next((tmp_path / "copy" / "train").rglob("*.wav")).unlink()
     assert call(train_script, "--resume", "--run", "run", "--steps", 6) == 2
     assert "copy" in capsys.readouterr().err
@@ -356,8 +481,25 @@ def test_resume_refuses_what_it_cannot_go_on_with(speech, capsys):
 
 
 TAMPERED = {  # part of a checkpoint: what is written over it
-    "plan": ["text", {}, {"seed": "x"}, {"seed": -1}, {"model": "dkf"}, {"precision": "fp8"}, {"data": 3}, {"more": 1}],
-    "plan.recipe": ["text", {}, {"frames": "x"}, {"hop": 128}, {"batch": 0}, {"window": 512}, {"optimiser": "muon"}],
+    "plan": [
+        "text",
+        {},
+        {"seed": "x"},
+        {"seed": -1},
+        {"model": "dkf"},
+        {"precision": "fp8"},
+        {"data": 3},
+        {"more": 1},
+    ],
+    "plan.recipe": [
+        "text",
+        {},
+        {"frames": "x"},
+        {"hop": 128},
+        {"batch": 0},
+        {"window": 512},
+        {"optimiser": "muon"},
+    ],
     "progress": [
         "text",
         {"step": "x"},
@@ -367,15 +509,38 @@ TAMPERED = {  # part of a checkpoint: what is written over it
         {"sums": 3},
         {"best": ()},
     ],
-    "optimiser": ["text", {"state": {0: {}}}, {"state": {0: {"step": 1}}}, {"state": {999: {}}}, {"state": 7}, "step"],
+    "optimiser": [
+        "text",
+        {"state": {0: {}}},
+        {"state": {0: {"step": 1}}},
+        {"state": {999: {}}},
+        {"state": 7},
+        "step",
+    ],
     "stft": ["text", {"hop": 128}, {"hop": "x"}, {"window": "round"}, {"window_length": 512}],
-    "config": ["text", {"beta_z": "x"}, {"beta_z": -1.0}, {"latent": 2.0}, {"hidden": 8}, {"input_scale": "mel"}],
+    "config": [
+        "text",
+        {"beta_z": "x"},
+        {"beta_z": -1.0},
+        {"latent": 2.0},
+        {"hidden": 8},
+        {"input_scale": "mel"},
+    ],
 }
 
 
 def test_a_tampered_run_is_one_line(speech, capsys):
     """A field of a checkpoint that is not what training wrote ends in a traceback, or training goes on with it."""
-    arguments = ["--steps", 2, "--set", "frames=10", "batch=2", "report=1", "hidden=64", "optimiser=adamw"]
+    arguments = [
+        "--steps",
+        2,
+        "--set",
+        "frames=10",
+        "batch=2",
+        "report=1",
+        "hidden=64",
+        "optimiser=adamw",
+    ]
     assert train(speech, *arguments, model="vae") == 0
     for part, changes in TAMPERED.items():
         for change in changes:
@@ -383,7 +548,11 @@ def test_a_tampered_run_is_one_line(speech, capsys):
             *outer, name = part.split(".")
             inside = content[outer[0]] if outer else content
             whole = inside[name]
-            inside[name] = whole | change if change and isinstance(change, dict) and isinstance(whole, dict) else change
+            inside[name] = (
+                whole | change
+                if change and isinstance(change, dict) and isinstance(whole, dict)
+                else change
+            )
             if change == "step":
                 inside[name] = whole
                 whole["state"][0]["step"] -= 2 * whole["state"][0]["step"]
@@ -392,7 +561,10 @@ def test_a_tampered_run_is_one_line(speech, capsys):
             Path("changed").mkdir(exist_ok=True)
             torch.save(content, "changed/last.pt")
             capsys.readouterr()
-            assert call(train_script, "--resume", "--run", "changed", "--steps", 3) == 2, (part, change)
+            assert call(train_script, "--resume", "--run", "changed", "--steps", 3) == 2, (
+                part,
+                change,
+            )
             error = capsys.readouterr().err.strip().splitlines()[-1]
             assert error.startswith("train.py: error: changed"), (part, change, error)
 
@@ -453,7 +625,7 @@ def test_names_that_standard_output_cannot_encode(monkeypatch):
     """A speaker whose folder is not named in UTF-8 ends a script that prints the name in a traceback."""
     output = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "utf-8"))
-    command_line.run(lambda: print(os.fsdecode(b"anna\xff"), flush=True))
+    cli.run(lambda: print(os.fsdecode(b"anna\xff"), flush=True))
     assert output.getvalue() == b"anna\\udcff\n"
 
 
@@ -490,7 +662,9 @@ def test_evaluate_refuses_what_is_not_a_run(speech, tmp_path, capsys):
 
 def test_an_output_that_is_nothing_is_no_table(speech, capsys):
     """Weights that are finite and huge, whose output e^l is 0, give a table of `nan (0)` and exit code 0."""
-    assert train(speech, "--steps", 1, "--set", "frames=10", "batch=2", "hidden=8", model="vae") == 0
+    assert (
+        train(speech, "--steps", 1, "--set", "frames=10", "batch=2", "hidden=8", model="vae") == 0
+    )
     content = torch.load("run/best.pt")
     content["parameters"]["output.bias"].fill_(-3e38)
     torch.save(content, "run/best.pt")
@@ -529,7 +703,9 @@ def test_init_starts_from_another_run(speech, capsys):
         )
         == 0
     )
-    assert log("second")[0]["dev"]["loss"] == pytest.approx(log("first")[-1]["dev"]["loss"], rel=1e-4)
+    assert log("second")[0]["dev"]["loss"] == pytest.approx(
+        log("first")[-1]["dev"]["loss"], rel=1e-4
+    )
     capsys.readouterr()
     for arguments in (("--model", "dkf"), ("--set", "latent=3"), ("--set", "hop=128")):
         assert call(train_script, "--init", "first", *arguments) == 2
@@ -539,8 +715,16 @@ def test_init_starts_from_another_run(speech, capsys):
 def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
     """A folder of the published format is a run to evaluate (results beside our own runs), and one to start from."""
     folder = shared / "checkpoints" / "vrnn"
-    assert call(evaluate_script, folder, "--data", speech, "--limit", 1, "--mode", "teacher_forcing") == 0
-    assert json.loads(Path("runs/vrnn/eval/resynthesis/teacher_forcing/results.json").read_text())["model"] == "vrnn"
+    assert (
+        call(evaluate_script, folder, "--data", speech, "--limit", 1, "--mode", "teacher_forcing")
+        == 0
+    )
+    assert (
+        json.loads(Path("runs/vrnn/eval/resynthesis/teacher_forcing/results.json").read_text())[
+            "model"
+        ]
+        == "vrnn"
+    )
     assert (
         call(
             train_script,
@@ -595,5 +779,18 @@ def test_a_compiled_training(speech, capsys):
 
 
 def test_reports_say_how_fast_it_is(speech, capsys):
-    assert train(speech, "--steps", 2, "--set", "frames=10", "batch=2", "report=1", "hidden=8", model="vae") == 0
+    assert (
+        train(
+            speech,
+            "--steps",
+            2,
+            "--set",
+            "frames=10",
+            "batch=2",
+            "report=1",
+            "hidden=8",
+            model="vae",
+        )
+        == 0
+    )
     assert len(re.findall(r"[\d,]+ frames/s$", capsys.readouterr().out, re.MULTILINE)) == 2

@@ -7,9 +7,9 @@ from pathlib import Path
 import benchmark
 import pytest
 import study
-from cli import call, evaluate_script, surroundings, train_script  # noqa: F401
+from run_scripts import call, evaluate_script, surroundings, train_script  # noqa: F401
 
-from minidvae.training.settings import SettingError
+from minidvae.training.config import SettingError
 
 SCRIPTS = {"train.py": train_script, "evaluate.py": evaluate_script}
 
@@ -24,13 +24,29 @@ def test_budget_of_time(speech, monkeypatch):
     monkeypatch.setattr(benchmark, "call", call_here)
     small = ["--set", "width=16", "feedforward=16"]
     monkeypatch.setattr(
-        benchmark, "MODELS", {"VAE": ["--model", "vae"], "LigHT-DVAE": ["--model", "light_dvae", *small]}
+        benchmark,
+        "MODELS",
+        {"VAE": ["--model", "vae"], "LigHT-DVAE": ["--model", "light_dvae", *small]},
     )
     monkeypatch.setattr(benchmark, "SEEDED", ("VAE",))
-    flags = ["--data", speech, "--recipe", "quick", "--set", "frames=20", "batch=2", "--limit", 1, "--seeds", 2]
+    flags = [
+        "--data",
+        speech,
+        "--recipe",
+        "quick",
+        "--set",
+        "frames=20",
+        "batch=2",
+        "--limit",
+        1,
+        "--seeds",
+        2,
+    ]
 
     def run(minutes: float) -> dict:
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, flags), "--minutes", str(minutes)])
+        monkeypatch.setattr(
+            sys, "argv", ["benchmark.py", *map(str, flags), "--minutes", str(minutes)]
+        )
         benchmark.main()
         results = json.loads(Path("runs/benchmark/results.json").read_text())
         return {
@@ -39,7 +55,9 @@ def test_budget_of_time(speech, monkeypatch):
         }
 
     results = run(0.02)
-    assert list(results["GEN"]) == ["VAE", "LigHT-DVAE", "VAE-1"] and list(results["GT"]) == ["LigHT-DVAE"]
+    assert list(results["GEN"]) == ["VAE", "LigHT-DVAE", "VAE-1"] and list(results["GT"]) == [
+        "LigHT-DVAE"
+    ]
     for mode, again in run(0.02).items():
         assert again == pytest.approx(results[mode])
     with pytest.raises(SettingError, match="--minutes 2: the runs in .* have 0.02"):

@@ -3,13 +3,15 @@
 import linear_codes
 import pytest
 import torch
-from cli import call, surroundings  # noqa: F401
+from run_scripts import call, surroundings  # noqa: F401
 
 
 @pytest.mark.parametrize("together", [1, 2, 4])
 def test_a_code_of_all_numbers_loses_nothing(together):
     x = torch.randn(41, 6)
-    torch.testing.assert_close(linear_codes.Block(torch.randn(300, 6), together, 6)(x), x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        linear_codes.Block(torch.randn(300, 6), together, 6)(x), x, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_one_code_for_every_frame_is_causal_where_it_decodes(monkeypatch):
@@ -18,7 +20,10 @@ def test_one_code_for_every_frame_is_causal_where_it_decodes(monkeypatch):
     before = model(x)
     x[40] += 1
     moved = (model(x) - before).abs().amax(-1) > 1e-6
-    assert moved[40 - linear_codes.TAPS : 40 + 2 * linear_codes.TAPS - 1].all() and not moved[:31].any()
+    assert (
+        moved[40 - linear_codes.TAPS : 40 + 2 * linear_codes.TAPS - 1].all()
+        and not moved[:31].any()
+    )
 
 
 def test_the_study(speech, monkeypatch, capsys):

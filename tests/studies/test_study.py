@@ -11,12 +11,12 @@ import pytest
 import recognition
 import study
 import torch
-from cli import call, surroundings  # noqa: F401
+from run_scripts import call, surroundings  # noqa: F401
 
 from minidvae.data.audio import STFT
 from minidvae.data.corpus import load_corpus
 from minidvae.models import build_model
-from minidvae.training.settings import SettingError
+from minidvae.training.config import SettingError
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -85,7 +85,15 @@ def test_flags_are_checked_before_the_first_training(arguments, monkeypatch, cap
 def test_what_a_decoder_reads(shut, speech, monkeypatch):
     """What the decoder cannot read must cost nothing when it is another's, and all else must. With keys of zeros all
     frames so far weigh the same."""
-    sizes = {"width": 16, "feedforward": 32, "layers": 2, "w_embedding": 8, "w_hidden": 8, "latent": 3, "w_latent": 4}
+    sizes = {
+        "width": 16,
+        "feedforward": 32,
+        "layers": 2,
+        "w_embedding": 8,
+        "w_hidden": 8,
+        "latent": 3,
+        "w_latent": 4,
+    }
     torch.manual_seed(0)
     model = build_model("light_dvae", **sizes, w_layers=2, input_scale="root").eval()
     for block in model.decoders[0].blocks:
@@ -93,10 +101,20 @@ def test_what_a_decoder_reads(shut, speech, monkeypatch):
         block.cross_attention.key_value.weight.data[: model.config.width] *= shut != "past"
     latent, weight = model.config.latent, model.decoders[0].embed_latents.weight.data
     weight[:, {"z": slice(latent), "w": slice(latent, None), "past": slice(0)}[shut]] = 0
-    found = ablations.divergences(model, STFT(), 20, load_corpus(speech, progress=False).split("test"))
+    found = ablations.divergences(
+        model, STFT(), 20, load_corpus(speech, progress=False).split("test")
+    )
     weight = found.pop(ablations.FIRST)
     assert list(found) == list(ablations.GIVEN) and 0 < weight < 1
     assert shut != "past" or weight == pytest.approx(np.mean([1 / (t + 1) for t in range(10, 20)]))
-    same = {name for name, value in found.items() if value == pytest.approx(found["all its own"], rel=1e-5)}
-    free = {"past": {"generated past", "past of another"}, "z": {"z of another"}, "w": {"w of another"}}
+    same = {
+        name
+        for name, value in found.items()
+        if value == pytest.approx(found["all its own"], rel=1e-5)
+    }
+    free = {
+        "past": {"generated past", "past of another"},
+        "z": {"z of another"},
+        "w": {"w of another"},
+    }
     assert same == {"all its own"} | free[shut]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import tables
-from cli import call, evaluate_script, surroundings, train_script  # noqa: F401
+from run_scripts import call, evaluate_script, surroundings, train_script  # noqa: F401
 
-from minidvae.command_line import Parser
-from minidvae.training.recipes import resolve
-from minidvae.training.settings import overrides
+from minidvae.cli import Parser
+from minidvae.training.config import overrides
+from minidvae.training.run import resolve
 
 SCRIPTS = {"train.py": train_script, "evaluate.py": evaluate_script}
 
@@ -45,7 +45,9 @@ def parse(monkeypatch):
 @pytest.mark.parametrize("recipe", ["paper", "smoke"])
 def test_the_plan_has_every_table_and_its_commands_are_right(recipe, speech, parse, capsys):
     """A script does not know a flag, a recipe a model or a setting; a run is evaluated that was not trained."""
-    assert call(tables, "all", "--plan", "--recipe", recipe, "--data", speech, "--noise", speech) == 0
+    assert (
+        call(tables, "all", "--plan", "--recipe", recipe, "--data", speech, "--noise", speech) == 0
+    )
     *commands, left = capsys.readouterr().out.splitlines()
     assert left.startswith(f"Left: {len(commands)} commands") and not Path("runs").exists()
     scripts, made = [], set()
@@ -73,28 +75,42 @@ def test_a_table_is_made_once(speech, monkeypatch, capfd):
         assert call(SCRIPTS[script], *arguments) == 0
 
     published = ("resynthesis", "WSJ0", "|RMSE|SI-SDR|PESQ|PESQ-LQO|STOI|ESTOI")
-    table = tables.Table("Title", "Source", "light2023", "evaluate.py VAE A --task resynthesis", *published)
+    table = tables.Table(
+        "Title", "Source", "light2023", "evaluate.py VAE A --task resynthesis", *published
+    )
     monkeypatch.setattr(tables, "call", train)
     monkeypatch.setattr(tables, "TABLES", {"one": table})
     small = ["--model", "vae", "--set", "frames=20", "batch=2", "steps=3", "report=3"]
-    monkeypatch.setattr(tables, "TRAININGS", {"VAE": [*small, "hidden=8"], "A": [*small, "hidden=4"]})
+    monkeypatch.setattr(
+        tables, "TRAININGS", {"VAE": [*small, "hidden=8"], "A": [*small, "hidden=4"]}
+    )
     flags = ["one", "--recipe", "smoke", "--data", speech, "--limit", 2]
     assert call(tables, *flags) == 0
     assert len(trainings) == 2 and "VAE-smoke" in capfd.readouterr().out
     told = json.loads(Path("runs/tables/one.json").read_text())
     (found,) = told["tables"]
     assert found["columns"] == ["", "RMSE", "SI-SDR", "PESQ", "PESQ-LQO", "STOI", "ESTOI"]
-    results = json.loads(Path("runs/tables/models/A-smoke/eval/resynthesis/results.json").read_text())["summary"]
+    results = json.loads(
+        Path("runs/tables/models/A-smoke/eval/resynthesis/results.json").read_text()
+    )["summary"]
     title, rmse, (mean, error), *_ = found["rows"][1]
     assert title == "A-smoke" and mean == pytest.approx(results["si_sdr"]["mean"], abs=0.006)
     assert error == pytest.approx(results["si_sdr"]["standard_error"], abs=0.006) and len(rmse) == 2
     page = Path("runs/tables/one.md").read_text()
-    assert page.startswith("# Title\n\nSource. Corpus: ") and page.count("    python ") == 3 == len(told["seconds"])
+    assert page.startswith("# Title\n\nSource. Corpus: ") and page.count("    python ") == 3 == len(
+        told["seconds"]
+    )
     ours, theirs = page.split("## In the paper")
-    assert "| VAE-smoke | " in ours and "Mean ± standard error over utterances" in ours and "results.json" not in ours
+    assert (
+        "| VAE-smoke | " in ours
+        and "Mean ± standard error over utterances" in ours
+        and "results.json" not in ours
+    )
     assert "WSJ0, another corpus" in theirs and "| hit_dvae | 0.0310 | 10.00 |" in theirs
     pictures = re.findall(r"!\[.*\]\((.*)\)", page)
-    assert len(pictures) == 4 and all(Path("runs/tables", picture).is_file() for picture in pictures)
+    assert len(pictures) == 4 and all(
+        Path("runs/tables", picture).is_file() for picture in pictures
+    )
 
     monkeypatch.setattr(tables, "execute", lambda _: pytest.fail("a command ran again"))
     Path("runs/tables/one.md").unlink()
@@ -102,7 +118,9 @@ def test_a_table_is_made_once(speech, monkeypatch, capfd):
     capfd.readouterr()
     assert call(tables, "--plan", *flags[:2], "quick", *flags[3:]) == 0
     assert re.search(r"Left: 3 commands, about \d h \d\d min$", capfd.readouterr().out.strip())
-    assert call(tables, *flags, "--seed", 1) == 2 and "choose another --runs" in capfd.readouterr().err
+    assert (
+        call(tables, *flags, "--seed", 1) == 2 and "choose another --runs" in capfd.readouterr().err
+    )
 
 
 def test_a_training_that_was_interrupted_goes_on(tmp_path, monkeypatch):
@@ -143,7 +161,12 @@ def test_how_long_it_takes(tmp_path):
 @pytest.mark.parametrize(
     "cell, value",
     [
-        *(("0.0427 ± 0.0018", [0.0427, 0.0018]), ("-1.20 ± 0.30", [-1.2, 0.3]), ("9.52%", 9.52), ("10,240", 10240)),
+        *(
+            ("0.0427 ± 0.0018", [0.0427, 0.0018]),
+            ("-1.20 ± 0.30", [-1.2, 0.3]),
+            ("9.52%", 9.52),
+            ("10,240", 10240),
+        ),
         *(("–", None), ("", None), ("10.48 M", "10.48 M"), ("LDA 12", "LDA 12"), ("−0.1", -0.1)),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from cli import call, evaluate_script, log, surroundings, train_script  # noqa: F401
+from run_scripts import call, evaluate_script, log, surroundings, train_script  # noqa: F401
 
 from minidvae.data import audio
 from minidvae.data.corpus import CorpusError, load_corpus
@@ -19,10 +19,10 @@ from minidvae.models import build_model
 from minidvae.models.recognisers import FrameBatch
 from minidvae.training import checkpoint, features
 from minidvae.training.checkpoint import Plan, Progress
+from minidvae.training.config import SettingError
 from minidvae.training.features import utterance_features
-from minidvae.training.recipes import resolve
-from minidvae.training.settings import SettingError
-from minidvae.training.utterances import Utterances, frame_labels, in_domain, transcript
+from minidvae.training.run import resolve
+from minidvae.training.utterance_batches import Utterances, frame_labels, in_domain, transcript
 
 CPU = torch.device("cpu")
 TONES = {"aa": 400, "iy": 2300, "s": 5000}  # phone: Hz
@@ -38,7 +38,9 @@ def tones(tmp_path_factory) -> Path:
         phones = [str(p) for p in random.choice(list(TONES), size=random.integers(2, 6))]
         ends = np.cumsum(random.integers(2000, 3000, len(phones)))
         hertz = np.repeat([TONES[p] for p in phones], np.diff(ends, prepend=0))
-        waveform = 0.5 * np.sin(2 * np.pi * np.cumsum(hertz) / 16_000) + random.normal(0, 0.01, len(hertz))
+        waveform = 0.5 * np.sin(2 * np.pi * np.cumsum(hertz) / 16_000) + random.normal(
+            0, 0.01, len(hertz)
+        )
         soundfile.write(folder / f"u{k}.wav", waveform, 16_000)
         spans = zip([0, *ends], ends, phones, strict=False)
         (folder / f"u{k}.phn").write_text("".join(f"{a} {b} {p}\n" for a, b, p in spans))
@@ -64,8 +66,17 @@ def small(corpus, settings, dtype=torch.float64, **config):
     """A source of batches and a model that fits it"""
     torch.manual_seed(0)
     criterion = "frames" if settings.targets == "frames" else "ctc"
-    sizes = {"width": 8, "projection": 3, "layers": 2, "delay": settings.delay, "criterion": criterion}
-    model, source = build_model("acoustic", **(sizes | config)), Utterances(corpus.split("train"), settings, 0, CPU)
+    sizes = {
+        "width": 8,
+        "projection": 3,
+        "layers": 2,
+        "delay": settings.delay,
+        "criterion": criterion,
+    }
+    model, source = (
+        build_model("acoustic", **(sizes | config)),
+        Utterances(corpus.split("train"), settings, 0, CPU),
+    )
     model.fit(source, fresh=True)
     model.before_step(source, None, 0)
     return source, model.to(dtype)
@@ -84,11 +95,18 @@ def test_layers_with_projection_step_by_step(projection, delay):
     model = build_model("acoustic", bins=4, symbols=("a", "b"), **sizes).double()
     model.standardise.set(torch.randn(4), torch.rand(4) + 0.5)
     x = torch.randn(2, 6, 4, dtype=torch.float64)
-    steps = [(frame - model.standardise.mean) / model.standardise.deviation for frame in x.unbind(1)]
+    steps = [
+        (frame - model.standardise.mean) / model.standardise.deviation for frame in x.unbind(1)
+    ]
     steps += steps[-1:] * delay
     for layer in range(2):
-        w_ih, w_hh, b_ih, b_hh, *w_hr = (getattr(model.lstm, name) for name in model.lstm._all_weights[layer])
-        h, c = torch.zeros(2, projection or 5, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64)
+        w_ih, w_hh, b_ih, b_hh, *w_hr = (
+            getattr(model.lstm, name) for name in model.lstm._all_weights[layer]
+        )
+        h, c = (
+            torch.zeros(2, projection or 5, dtype=torch.float64),
+            torch.zeros(2, 5, dtype=torch.float64),
+        )
         for t, inputs in enumerate(steps):
             i, f, g, o = (inputs @ w_ih.t() + h @ w_hh.t() + b_ih + b_hh).chunk(4, dim=1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -128,7 +146,9 @@ def test_carried_state_makes_pieces_one_utterance(corpus):
         x = source.features[i][None].double()
         logits, _ = model.logits(x, torch.tensor([x.shape[1]]))
         labels = torch.tensor([model.config.symbols.index(p) for p in frame_labels(utterance)])
-        expected["loss"] += 3 * torch.nn.functional.cross_entropy(logits[0], labels, reduction="sum").item()
+        expected["loss"] += (
+            3 * torch.nn.functional.cross_entropy(logits[0], labels, reduction="sum").item()
+        )
         expected["frames"] += 3 * len(labels)
     assert frames == expected["frames"]
     assert total == pytest.approx(expected["loss"], rel=1e-6)
@@ -159,7 +179,9 @@ def test_evaluation_between_two_steps_changes_nothing(corpus):
 
 def test_errors_are_the_share_of_wrong_frames():
     torch.manual_seed(0)
-    model = build_model("acoustic", bins=4, symbols=("a", "b", "c"), width=5, projection=0, layers=1, delay=0).eval()
+    model = build_model(
+        "acoustic", bins=4, symbols=("a", "b", "c"), width=5, projection=0, layers=1, delay=0
+    ).eval()
     x = torch.randn(2, 6, 4)
     best = model.logits(x, torch.tensor([6, 6]))[0].argmax(-1)
     labels = best.clone()
@@ -189,7 +211,10 @@ def test_tones_stand_at_their_labels(corpus):
     utterances = corpus.split("train")
     right, frames = 0, 0
     radians = torch.arange(4000) * 2 * math.pi / 16_000
-    bins = {phone: audio.fbank(torch.sin(hertz * radians))[10].argmax() for phone, hertz in TONES.items()}
+    bins = {
+        phone: audio.fbank(torch.sin(hertz * radians))[10].argmax()
+        for phone, hertz in TONES.items()
+    }
     for i, utterance in enumerate(utterances.utterances):
         x = audio.fbank(torch.from_numpy(utterances.waveform(i, trim=False)))
         loudest = torch.stack([x[:, b] for b in bins.values()]).argmax(0)
@@ -215,7 +240,9 @@ def test_every_lane_reads_every_utterance_once(corpus):
         order = []
         for x, labels in read[lane]:
             x, labels = torch.cat(x), torch.cat(labels)
-            found = [i for i in range(9) if torch.equal(source.features[i], x[: len(source.features[i])])]
+            found = [
+                i for i in range(9) if torch.equal(source.features[i], x[: len(source.features[i])])
+            ]
             utterance = source.corpus.utterances[found[0]]
             expected = [-1, -1] + [number(p) for p in frame_labels(utterance)]
             assert labels.tolist() == expected + [-1] * (len(labels) - len(expected))
@@ -236,7 +263,9 @@ def test_batches_follow_from_seed_and_step(corpus, targets):
     assert all(torch.equal(a, b) for a, b in zip(again(39), batch, strict=True))
     other = Utterances(corpus.split("train"), recipe(targets=targets), 1, CPU)
     other.numbers = source.numbers
-    assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(other(39), batch, strict=True))
+    assert any(
+        a.shape != b.shape or not torch.equal(a, b) for a, b in zip(other(39), batch, strict=True)
+    )
 
 
 @pytest.mark.parametrize("targets", ["phones", "characters"])
@@ -288,7 +317,10 @@ def test_domains(corpus, domain, speakers):
 
 def test_what_cannot_be_learned_is_one_line(corpus):
     def without(*fields):
-        return replace(train, utterances=tuple(u._replace(**dict.fromkeys(fields, "")) for u in train.utterances))
+        return replace(
+            train,
+            utterances=tuple(u._replace(**dict.fromkeys(fields, "")) for u in train.utterances),
+        )
 
     train = corpus.split("train")
     for speech, changes, expected in (
@@ -300,7 +332,9 @@ def test_what_cannot_be_learned_is_one_line(corpus):
         with pytest.raises(CorpusError) as error:
             Utterances(speech, recipe(**changes), 0, CPU)
         assert expected in str(error.value) and "\n" not in str(error.value)
-    some = replace(train, utterances=(train.utterances[0]._replace(phones=()), *train.utterances[1:]))
+    some = replace(
+        train, utterances=(train.utterances[0]._replace(phones=()), *train.utterances[1:])
+    )
     source = Utterances(some, recipe(), 0, CPU)
     assert source.skipped == 1 and 0 not in source.used
 
@@ -322,19 +356,28 @@ def test_symbols_that_were_not_trained_are_left_out(corpus):
 def extractor(folder, name="fhvae", seed=0, **config) -> str:
     """A run folder with an untrained FHVAE or β-VAE"""
     torch.manual_seed(seed)
-    sizes = {"fhvae": {"z1_latent": 2, "z2_latent": 3, "width": 4}, "beta_vae": {"latent": 5, "encoder_width": 4}}
+    sizes = {
+        "fhvae": {"z1_latent": 2, "z2_latent": 3, "width": 4},
+        "beta_vae": {"latent": 5, "encoder_width": 4},
+    }
     model = build_model(name, frames=6, **sizes.get(name, {}), **config)
     if name in sizes:
         model.standardise.set(torch.full((80,), -5.0), torch.full((80,), 3.0))
     folder.mkdir(exist_ok=True)
-    plan = asdict(Plan(name, "quick", "built-in", seed, "fp32", recipe=asdict(replace(recipe(), models={}))))
+    plan = asdict(
+        Plan(name, "quick", "built-in", seed, "fp32", recipe=asdict(replace(recipe(), models={})))
+    )
     state = {"plan": plan, "progress": asdict(Progress())}
     checkpoint.save(folder / "best.pt", name, model, audio.FEATURE_STFT, **state)
     return str(folder)
 
 
-@pytest.mark.parametrize(("name", "latent", "numbers"), [("fhvae", "z1", 2), ("fhvae", "z2", 3), ("beta_vae", "z", 5)])
-def test_latents_are_those_of_the_segment_around_each_frame(corpus, tmp_path, name, latent, numbers):
+@pytest.mark.parametrize(
+    ("name", "latent", "numbers"), [("fhvae", "z1", 2), ("fhvae", "z2", 3), ("beta_vae", "z", 5)]
+)
+def test_latents_are_those_of_the_segment_around_each_frame(
+    corpus, tmp_path, name, latent, numbers
+):
     settings = recipe(extractor=extractor(tmp_path / "run", name), latent=latent)
     test = corpus.split("dev")
     found = utterance_features(test, settings, CPU)
@@ -347,7 +390,9 @@ def test_latents_are_those_of_the_segment_around_each_frame(corpus, tmp_path, na
             frames = [x[min(max(t + k, 0), len(x) - 1)] for k in range(-3, 3)]
             posterior = model.infer(torch.stack(frames)[None])
             posterior = posterior if latent == "z" else posterior[0 if latent == "z1" else 2]
-            torch.testing.assert_close(found[i][t], torch.cat(posterior, dim=-1)[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                found[i][t], torch.cat(posterior, dim=-1)[0], rtol=1e-4, atol=1e-5
+            )
     source, recogniser = small(corpus, settings, torch.float32)
     assert recogniser.config.bins == 2 * numbers and source(0).x.shape == (3, 7, 2 * numbers)
 
@@ -355,11 +400,17 @@ def test_latents_are_those_of_the_segment_around_each_frame(corpus, tmp_path, na
 def test_latents_are_made_once(corpus, tmp_path, monkeypatch):
     train, calls = corpus.split("train"), []
     encode = features.encode
-    monkeypatch.setattr(features, "encode", lambda *arguments: calls.append(1) or encode(*arguments))
+    monkeypatch.setattr(
+        features, "encode", lambda *arguments: calls.append(1) or encode(*arguments)
+    )
     settings = recipe(extractor=extractor(tmp_path / "first", seed=7))
     first = utterance_features(train, settings, CPU)[3]
     made = len(calls)
-    assert made == 9 and torch.equal(utterance_features(train, settings, CPU)[3], first) and len(calls) == made
+    assert (
+        made == 9
+        and torch.equal(utterance_features(train, settings, CPU)[3], first)
+        and len(calls) == made
+    )
     for number, changes in enumerate(({"seed": 8}, {"z1_variance": 2.0})):
         folder = extractor(tmp_path / f"other{number}", **({"seed": 7} | changes))
         other = utterance_features(train, recipe(extractor=folder), CPU)
@@ -372,7 +423,15 @@ def test_latents_are_made_once(corpus, tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------ the scripts
 
-TINY = ["width=8", "projection=4", "layers=1", "batch=3", "report=4", "schedule=constant", "warmup=0"]
+TINY = [
+    "width=8",
+    "projection=4",
+    "layers=1",
+    "batch=3",
+    "report=4",
+    "schedule=constant",
+    "warmup=0",
+]
 
 
 def train(data, *arguments, settings=()) -> int:
@@ -388,7 +447,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tones, targets):
     assert train(tones, "--run", "parts", "--steps", 8, settings=settings) == 0
     assert call(train_script, "--run", "parts", "--steps", 12, "--resume") == 0
     assert log("parts") == log("whole")
-    whole, parts = (torch.load(f"{run}/last.pt", weights_only=True)["parameters"] for run in ("whole", "parts"))
+    whole, parts = (
+        torch.load(f"{run}/last.pt", weights_only=True)["parameters"] for run in ("whole", "parts")
+    )
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     if targets == "frames":
         assert whole["h"].any() and whole["h"].shape == (1, 3, 4)
@@ -418,7 +479,11 @@ def test_training_learns_to_tell_tones_apart(tones):
         == 0
     )
     assert log("run")[-1]["dev"]["errors"] < 0.05
-    assert json.loads(Path("run/config.json").read_text())["model_settings"]["symbols"] == ["aa", "iy", "s"]
+    assert json.loads(Path("run/config.json").read_text())["model_settings"]["symbols"] == [
+        "aa",
+        "iy",
+        "s",
+    ]
 
 
 def test_training_can_start_from_another_model(tones, tmp_path):
@@ -449,7 +514,20 @@ def test_training_can_start_from_another_model(tones, tmp_path):
     assert torch.equal(first.standardise.mean, second.standardise.mean) and first.config.bins == 6
     recipe = json.loads(Path("second/config.json").read_text())["recipe"]
     assert (recipe["extractor"], recipe["latent"], recipe["domain"]) == (run, "z2", "")
-    assert call(train_script, "--init", "first", "--recipe", "quick", "--data", tones, "--set", "latent=z1") == 2
+    assert (
+        call(
+            train_script,
+            "--init",
+            "first",
+            "--recipe",
+            "quick",
+            "--data",
+            tones,
+            "--set",
+            "latent=z1",
+        )
+        == 2
+    )
 
 
 def test_bf16_trains_too(tones):
@@ -461,16 +539,46 @@ def test_bf16_trains_too(tones):
 
 @pytest.mark.parametrize(
     ("setting", "named"),
-    [("targets=words", "frames"), ("domain=male,quiet", "noisy"), ("features=power", "fbank"), ("width=0", "width")]
-    + [("projection=1024", "less than width"), ("extractor=nowhere", "nowhere"), ("latent=z3", "z1")]
-    + [("delay=-1", "delay"), ("lanes=3", "lanes"), ("trim=true", "trim"), ("domain=channel", "domain=channel")]
-    + [("extractor=vae", "expected fhvae or beta_vae"), ("extractor=beta", "has no z1; expected latent=z")],
+    [
+        ("targets=words", "frames"),
+        ("domain=male,quiet", "noisy"),
+        ("features=power", "fbank"),
+        ("width=0", "width"),
+    ]
+    + [
+        ("projection=1024", "less than width"),
+        ("extractor=nowhere", "nowhere"),
+        ("latent=z3", "z1"),
+    ]
+    + [
+        ("delay=-1", "delay"),
+        ("lanes=3", "lanes"),
+        ("trim=true", "trim"),
+        ("domain=channel", "domain=channel"),
+    ]
+    + [
+        ("extractor=vae", "expected fhvae or beta_vae"),
+        ("extractor=beta", "has no z1; expected latent=z"),
+    ],
 )
 def test_bad_settings_are_one_line(tones, tmp_path, setting, named, capsys):
     for folder, name in (("vae", "vae"), ("beta", "beta_vae")):
         if folder in setting:
             extractor(tmp_path / folder, name) if name != "vae" else dvae(tmp_path / folder)
-    assert call(train_script, "--model", "acoustic", "--recipe", "quick", "--data", tones, "--set", setting) == 2
+    assert (
+        call(
+            train_script,
+            "--model",
+            "acoustic",
+            "--recipe",
+            "quick",
+            "--data",
+            tones,
+            "--set",
+            setting,
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and named in error
     assert not Path("runs").exists()
@@ -496,16 +604,48 @@ def test_settings_of_one_kind_of_target_or_model():
 def test_the_papers_recipe_is_to_the_letter():
     """Appendix G."""
     settings, config = resolve("acoustic", "fhvae2017", {})
-    assert (config["layers"], config["width"], config["projection"], config["criterion"]) == (3, 1024, 512, "frames")
-    assert (settings.frames, settings.batch, settings.features, config["bins"]) == (20, 40, "fbank", 80)
+    assert (config["layers"], config["width"], config["projection"], config["criterion"]) == (
+        3,
+        1024,
+        512,
+        "frames",
+    )
+    assert (settings.frames, settings.batch, settings.features, config["bins"]) == (
+        20,
+        40,
+        "fbank",
+        80,
+    )
 
 
 def test_a_run_goes_on_with_the_same_labels_and_the_same_extractor_only(tones, tmp_path, capsys):
     """Fails where a run that began with other phones, or with features of another model, is resumed or evaluated."""
     speech = shutil.copytree(tones.parent, tmp_path / "speech")
     first = extractor(tmp_path / "extractor")
-    flags = ("--model", "acoustic", "--data", speech / tones.name, "--steps", 1, "--run", "A", "--set", "batch=2")
-    assert call(train_script, *flags, "width=8", "layers=1", "projection=4", "report=1", f"extractor={first}") == 0
+    flags = (
+        "--model",
+        "acoustic",
+        "--data",
+        speech / tones.name,
+        "--steps",
+        1,
+        "--run",
+        "A",
+        "--set",
+        "batch=2",
+    )
+    assert (
+        call(
+            train_script,
+            *flags,
+            "width=8",
+            "layers=1",
+            "projection=4",
+            "report=1",
+            f"extractor={first}",
+        )
+        == 0
+    )
     again = ("--resume", "--run", "A", "--steps", 2)
     extractor(tmp_path / "extractor", seed=3)
     assert call(train_script, *again) == 2

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minidvae.data.audio import STFT
+from minidvae.files import CheckpointError, check_parameters
 from minidvae.models import build_model
-from minidvae.models.parameters import CheckpointError, check_parameters
 from minidvae.training import checkpoint
 
 
@@ -29,7 +29,9 @@ def test_checkpoints_of_version_0_2(tmp_path):
     model = build_model("light_dvae", width=16, feedforward=8, layers=1, w_embedding=8, w_hidden=8)
     checkpoint.save(tmp_path / "x.pt", "light_dvae", model, STFT())
     content = torch.load(tmp_path / "x.pt")
-    content["config"] = {name: content["config"][name] for name in ("width", "feedforward", "layers", "bins")}
+    content["config"] = {
+        name: content["config"][name] for name in ("width", "feedforward", "layers", "bins")
+    }
     content["config"] |= {"w_embedding": 8, "w_hidden": 8, "position_offset": 2000}
     torch.save(content, tmp_path / "x.pt")
     assert checkpoint.restore(tmp_path / "x.pt")[0].config == model.config
@@ -78,14 +80,20 @@ def test_unknown_content_is_refused(tmp_path):
     model = build_model("vae", hidden=(8,))
     checkpoint.save(tmp_path / "x.pt", "vae", model, STFT())
     content = torch.load(tmp_path / "x.pt", weights_only=True)
-    for change in ({"model": "rnn"}, {"config": {"depth": 3}}, {"stft": {"hop": 700}}, {"parameters": {}}):
+    for change in (
+        {"model": "rnn"},
+        {"config": {"depth": 3}},
+        {"stft": {"hop": 700}},
+        {"parameters": {}},
+    ):
         torch.save(content | change, tmp_path / "y.pt")
         with pytest.raises(CheckpointError, match="y.pt"):
             checkpoint.restore(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize(
-    "settings", [{"hidden": (1,) * 200_000}, {"hidden": (2**16, 2**16)}, {"bins": 2**24}, {"hidden": (-1,)}]
+    "settings",
+    [{"hidden": (1,) * 200_000}, {"hidden": (2**16, 2**16)}, {"bins": 2**24}, {"hidden": (-1,)}],
 )
 def test_no_model_of_sizes_that_the_file_has_not(settings, tmp_path):
     """A file of some kB makes a model of gigabytes before it is refused."""
@@ -113,7 +121,9 @@ def test_a_number_does_not_stand_for_a_tensor(tmp_path):
         parameters = {name: value.clone() for name, value in model.state_dict().items()}
         for name, value in parameters.items():
             if value.numel() <= 513 * 8:
-                parameters[name] = repeated.expand(max(value.numel(), len(repeated)))[: value.numel()].view(value.shape)
+                parameters[name] = repeated.expand(max(value.numel(), len(repeated)))[
+                    : value.numel()
+                ].view(value.shape)
         checkpoint.save(tmp_path / "x.pt", "vae", model, STFT())
         torch.save(torch.load(tmp_path / "x.pt") | {"parameters": parameters}, tmp_path / "x.pt")
         with pytest.raises(CheckpointError, match="fewer numbers"):
@@ -139,8 +149,13 @@ def test_terms_of_several_steps_name_the_first_that_is_not_finite(tmp_path):
     import train as script
 
     run = SimpleNamespace(folder=tmp_path)
-    steps = [{"loss": torch.tensor(a), "kl_z": torch.tensor(b)} for a, b in ((1.0, 0.5), (2.0, 0.25), (3.0, 0.125))]
-    assert script.read_terms(steps, run, 6) == [{"loss": a["loss"], "kl_z": a["kl_z"]} for a in steps]
+    steps = [
+        {"loss": torch.tensor(a), "kl_z": torch.tensor(b)}
+        for a, b in ((1.0, 0.5), (2.0, 0.25), (3.0, 0.125))
+    ]
+    assert script.read_terms(steps, run, 6) == [
+        {"loss": a["loss"], "kl_z": a["kl_z"]} for a in steps
+    ]
     steps[1] = {"loss": torch.tensor(torch.nan), "kl_z": torch.tensor(torch.inf)}
     with pytest.raises(CheckpointError, match="step 5: kl_z is inf"):
         script.read_terms(steps, run, 6)

@@ -35,7 +35,9 @@ def test_matrices_move_as_by_torch_optim_muon():
     shapes, settings = ((64, 80), (128, 64), (64, 80)), dict(lr=0.02, weight_decay=0.1)
     ours, theirs = parameters(*shapes), parameters(*shapes)
     a = Muon(ours, **settings)
-    b = torch.optim.Muon(theirs, momentum=0.95, ns_steps=ITERATIONS, adjust_lr_fn="match_rms_adamw", **settings)
+    b = torch.optim.Muon(
+        theirs, momentum=0.95, ns_steps=ITERATIONS, adjust_lr_fn="match_rms_adamw", **settings
+    )
     for seed in range(3):
         torch.manual_seed(seed)
         gradients = [torch.randn_like(parameter) for parameter in ours]
@@ -47,7 +49,10 @@ def test_matrices_move_as_by_torch_optim_muon():
 
 def test_all_else_moves_as_by_adamw():
     """Vectors, narrow matrices, and groups that ask for it."""
-    shapes, settings = ((64,), (63, 200), (70, 70)), dict(lr=0.02, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-9)
+    shapes, settings = (
+        ((64,), (63, 200), (70, 70)),
+        dict(lr=0.02, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-9),
+    )
     ours, theirs = parameters(*shapes), parameters(*shapes)
     a = Muon([{"params": ours[:2]}, {"params": ours[2:], "muon": False}], **settings)
     b = torch.optim.AdamW(theirs, **settings)

@@ -1,0 +1,1 @@
+"""Evaluations that only the FHVAE paper needs (Hsu, Zhang & Glass 2017)."""

@@ -1,0 +1,1 @@
+"""Trained models applied to recordings: enhancement and voice conversion."""

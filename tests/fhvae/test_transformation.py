@@ -1,0 +1,483 @@
+"""Exchange, shift and traversal of an FHVAE's latents, and the probes, where the answer is known beforehand."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speech_folder import write_speech
+
+from minidvae.data import audio, synthetic
+from minidvae.data.audio import FEATURE_STFT, SAMPLE_RATE
+from minidvae.data.corpus import BUILT_IN, Corpus, Utterance, built_in_speakers, load_corpus
+from minidvae.evaluation import figures, html
+from minidvae.evaluation.runs import Options, Run, features_of
+from minidvae.fhvae import probes
+from minidvae.fhvae import transformation as T
+from minidvae.inference.convert import segments_of
+from minidvae.models import build_model
+from minidvae.models.fhvae import Latents, SegmentBatch
+from minidvae.training.run import resolve
+from minidvae.training.segment_batches import FeatureSegments, feature_segments
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Corpus:
+    """Three speakers to train on, two (a woman and a man) to test on, with phones and sexes."""
+    folder = write_speech(tmp_path_factory.mktemp("labelled"), (3, 1, 2), utterances=2, phones=True)
+    return load_corpus(
+        folder, cache=tmp_path_factory.mktemp("cache"), progress=False, note=lambda _: None
+    )
+
+
+def tiny_run(corpus: Corpus, folder: Path, architecture: str = "lstm", **settings) -> Run:
+    """A run of an untrained FHVAE of 4 + 3 latents."""
+    recipe, config = resolve("fhvae", "quick", {key: str(value) for key, value in settings.items()})
+    torch.manual_seed(0)
+    config |= {"architecture": architecture, "z1_latent": 4, "z2_latent": 3, "width": 16}
+    model = build_model("fhvae", **config).eval()
+    source = FeatureSegments(corpus.split("train"), recipe, 0, torch.device("cpu"))
+    model.standardise.set(*source.statistics())
+    content = {
+        "model": "fhvae",
+        "plan": {"recipe": dataclasses.asdict(recipe)},
+        "progress": {"step": 0},
+    }
+    names = (folder, "fhvae", model, FEATURE_STFT, content, corpus.name)
+    return Run(*names, corpus, corpus.split("test"), folder / "eval" / "transformation")
+
+
+@pytest.fixture(scope="module")
+def tiny(labelled, tmp_path_factory) -> Run:
+    return tiny_run(labelled, tmp_path_factory.mktemp("run"))
+
+
+# --------------------------------------------------------------------------------------------------------- pitch
+
+
+def harmonics(hertz: float, count: int, seconds: float = 0.5) -> torch.Tensor:
+    time = torch.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    return 0.1 * sum(torch.cos(2 * math.pi * hertz * k * time + k * k) for k in range(1, count + 1))
+
+
+@pytest.mark.parametrize("hertz", [85, 110, 147, 196, 262, 349])
+def test_pitch_of_harmonics(hertz):
+    """Fails where the lag of the peak, the rate or the window's own correlation is wrong, or an octave is missed."""
+    found = audio.pitch(FEATURE_STFT.power(harmonics(hertz, 3500 // hertz)), FEATURE_STFT)
+    assert found.shape == (FEATURE_STFT.frames(8000) - 3,)
+    assert (found / hertz - 1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("hertz", [150, 220, 380])
+def test_pitch_of_tones(hertz):
+    assert (
+        audio.pitch(FEATURE_STFT.power(harmonics(hertz, 1)), FEATURE_STFT) / hertz - 1
+    ).abs().max() < 0.02
+
+
+def test_pitch_of_what_has_none():
+    """Fails where noise, silence, or a period too long to be seen is given a frequency."""
+    noise = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0))
+    assert audio.pitch(FEATURE_STFT.power(noise), FEATURE_STFT).isnan().float().mean() > 0.95
+    assert audio.pitch(torch.zeros(2, 5, FEATURE_STFT.bins), FEATURE_STFT).isnan().all()
+
+
+def test_pitch_of_voices_is_the_truth(labelled):
+    """Fails where the median over frames with speech is not near the F0 that the synthesiser was given."""
+    voices = {speaker.name: speaker for speaker in synthetic.make_speakers(0, 3, 1, 2)}
+    for index, u in enumerate(labelled.utterances):
+        waveform = torch.from_numpy(labelled.waveform(index, trim=False))
+        found = probes.median_log_f0(audio.log_magnitude(waveform), audio.voiced_frames(waveform))
+        assert abs(found - math.log(voices[u.speaker].f0)) < 0.2, u.name
+
+
+def test_built_in_speakers_are_those_of_the_corpus():
+    """Fails where ground truth would be read for other voices than those that speak."""
+    voices = built_in_speakers()
+    assert len(voices) == sum(BUILT_IN["speakers"])
+    first = next(synthetic.generate(**BUILT_IN))
+    words = synthetic.make_sentence("train", rng := np.random.default_rng([0, 0, 0, 0, 0]))
+    voice = voices[first.speaker]
+    waveform = synthetic.render(voice, synthetic.articulate(voice, words, rng), rng)
+    assert np.array_equal(first.waveform, np.rint(0.99 * 32767 * waveform).astype(np.int16))
+
+
+# ------------------------------------------------------------------------------------------------- linear models
+
+
+def test_regression_explains_what_can_be_explained():
+    """y = x₁ + e: R² = 1/(1 + Var e) of fresh data, and the weight of a standardised input is 1/(1 + penalty)."""
+    random = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(40_000, 3, generator=random), 0.5 * torch.randn(40_000, generator=random)
+    y = 7 + x[:, 0] + noise
+    model = probes.regress(5 + 3 * x[:20_000], y[:20_000], 1e-6)
+    assert probes.r_squared(model(5 + 3 * x[20_000:]), y[20_000:]) == pytest.approx(
+        1 / 1.25, abs=0.01
+    )
+    shrunk = probes.regress(x, y, 1.0)
+    assert shrunk(torch.eye(3)[0]) - shrunk(torch.zeros(3)) == pytest.approx(0.5, abs=0.01)
+    assert probes.r_squared(torch.full_like(y, float(y.mean())), y) == pytest.approx(0, abs=1e-6)
+
+
+def test_classifier_reaches_the_best_accuracy():
+    """Two Gaussian classes at a distance d: the best accuracy is Φ(d/2). Labels that x does not know: chance."""
+    random = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(20_000, 2, generator=random), np.array(["a", "b"] * 10_000)
+    x[1::2, 0] += 2.0
+    train, test = slice(0, 10_000), slice(10_000, None)
+    found = probes.classify(x[train], labels[train], 1e-4)(x[test])
+    assert probes.accuracy(found, labels[test]) == pytest.approx(
+        0.5 * (1 + math.erf(1 / math.sqrt(2))), abs=0.01
+    )
+    shuffled = np.random.default_rng(0).choice(["a", "b", "b", "b"], 20_000)
+    found = probes.classify(x[train], shuffled[train], 1e-4)(x[test])
+    assert probes.accuracy(found, shuffled[test]) == pytest.approx(
+        (shuffled[test] == "b").mean(), abs=0.01
+    )
+
+
+def test_probe_keeps_the_two_latents_apart():
+    """Fails where z1 and z2 are exchanged, or an accuracy is of the training data."""
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.randn(400, generator=random).tolist()
+    rows = [(y, torch.randn(2, generator=random), torch.tensor([y, 0.0])) for y in numbers]
+    found = probes.probe(rows[:200], rows[200:])
+    assert found["measure"] == "r_squared" and found["z2"] > 0.99 and found["z1"] < 0.1
+    words = [("low" if y < 0 else "high", *latents) for y, *latents in rows]
+    found = probes.probe(words[:200], words[200:])
+    assert (
+        found["measure"] == "accuracy"
+        and found["z2"] > 0.97
+        and abs(found["z1"] - found["chance"]) < 0.12
+    )
+    assert probes.probe(rows[:200], rows[200:201]) is None
+
+
+def test_halves_share_speakers_and_no_utterance():
+    encoded = [
+        SimpleNamespace(utterance=SimpleNamespace(speaker=speaker)) for speaker in "aaaabbacaab"
+    ]
+    first, second = probes.halves(encoded)
+    assert Counter(e.utterance.speaker for e in first) == {"a": 4, "b": 2}
+    assert Counter(e.utterance.speaker for e in second) == {"a": 3, "b": 1}
+    assert not {id(e) for e in first} & {id(e) for e in second}
+
+
+def test_phones_at_samples():
+    """Fails at the edges of phones, between labels with a gap and beyond the last."""
+    utterance = Utterance(
+        "u", "s", "test", 0, 100, (0, 100), phones=((0, 10, "a"), (10, 30, "b"), (40, 50, "c"))
+    )
+    samples = np.array([0, 9, 10, 29, 30, 39, 40, 49, 50, 99])
+    assert probes.phones_at(utterance, samples).tolist() == [
+        "a",
+        "a",
+        "b",
+        "b",
+        "",
+        "",
+        "c",
+        "c",
+        "",
+        "",
+    ]
+    bare = utterance._replace(phones=())
+    assert probes.phones_at(bare, samples).tolist() == [""] * 10
+
+
+def test_observed_phones_are_those_that_sound(tiny):
+    """Fails where the segments or frames are labelled at other times than their own."""
+    observed = probes.observe(tiny, tiny.test, "", keep=10**6)
+    for e in observed:
+        times = [(20 * n + 10) * 160 for n in range(len(e.z1))]
+        truth = [
+            "".join(label for start, stop, label in e.utterance.phones if start <= t < stop)
+            for t in times
+        ]
+        assert e.phones.tolist() == truth
+        frames = [t for t in range(0, e.utterance.length + 1, 160) if t < e.utterance.phones[-1][1]]
+        assert len(e.frame_phones) == len(e.frames) == len(frames)
+    trimmed = tiny_run(tiny.corpus, tiny.folder, trim=True)
+    for e in probes.observe(trimmed, tiny.test, ""):
+        first = e.utterance.trim[0]
+        truth = [label for start, stop, label in e.utterance.phones if start <= first + 1600 < stop]
+        assert e.phones[0] == truth[0]
+
+
+def test_context_is_of_the_same_utterance():
+    x = torch.arange(6.0)[:, None]
+    rows = [[max(0, t - 3), t, min(5, t + 3)] for t in range(6)]
+    assert probes.with_context(x).tolist() == rows
+
+
+# ------------------------------------------------------------------------------------------------ transformation
+
+
+def test_exchange_with_oneself_is_the_reconstruction(tiny):
+    """Fails where a swap or a shift changes anything by itself, or segments are put together in a wrong order."""
+    source, reference = T.analyse(tiny, tiny.test, 0), T.analyse(tiny, tiny.test, 2)
+    assert T.swapped(source, source).equal(source.z2) and T.shifted(source, source).equal(source.z2)
+    x = features_of(tiny, tiny.test.waveform(0, trim=False))
+    cuts = [x[20 * n : 20 * n + 20] for n in range(len(x) // 20)]
+    whole = T.decode(tiny, source, source.z2)
+    assert whole.shape == x.shape == source.features.shape
+    for n, piece in enumerate(cuts):
+        _, z1, _, z2 = tiny.model.infer(piece[None])
+        torch.testing.assert_close(
+            whole[20 * n : 20 * n + 20], tiny.model.decode(z1, z2)[0], atol=1e-4, rtol=1e-4
+        )
+        delta = reference.z2.sum(0) / (len(reference.z2) + 0.25) - source.z2.sum(0) / (
+            len(source.z2) + 0.25
+        )
+        moved = T.decode(tiny, source, T.shifted(source, reference))[20 * n : 20 * n + 20]
+        torch.testing.assert_close(
+            moved, tiny.model.decode(z1, z2 + delta)[0], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_swap_begins_again_where_the_reference_is_shorter(tiny):
+    source, reference = T.analyse(tiny, tiny.test, 0), T.analyse(tiny, tiny.test, 1)
+    reference.z2 = reference.z2[:3]
+    assert T.swapped(source, reference).equal(
+        torch.stack([reference.z2[n % 3] for n in range(len(source.z2))])
+    )
+
+
+class Level(torch.nn.Module):
+    """z2 is the mean level of a segment, z1 the rest; μ2 the mean over the segments that are surely whole."""
+
+    def __init__(self, bins):
+        super().__init__()
+        self.standardise = SimpleNamespace(deviation=torch.ones(bins))
+        self.unused = torch.nn.Parameter(torch.zeros(()))  # tells the device
+
+    def infer(self, x):
+        level = x.mean((1, 2))[:, None]
+        return Latents(None, x - level[..., None], None, level)
+
+    def decode(self, z1, z2):
+        return z1 + z2[..., None]
+
+    def s_vector(self, z2):
+        return z2[:-1].mean(0)
+
+    mu1 = s_vector
+
+
+def test_movement_of_a_model_that_does_what_it_should(tiny):
+    """What is measured is that level: a reconstruction leaves it, a shift brings it to the reference's."""
+    run = dataclasses.replace(tiny, model=Level(80))
+
+    def level(features):
+        return float(features[: 20 * ((len(features) - 1) // 20)].mean())
+
+    def measure(run, speech, features):
+        return {"log_f0": level(features), "tract": math.nan, "phones": math.nan}
+
+    test = [
+        SimpleNamespace(log_f0=level(T.analyse(run, run.test, i).features), tract=math.nan)
+        for i in range(4)
+    ]
+    found = T.movement(run, measure, test, seed=0)
+    assert found["pairs"] == 4 and found["instruments"] == {"log_f0": pytest.approx(1, abs=1e-6)}
+    assert found["reconstruction"]["log_f0"] == pytest.approx(0, abs=1e-3)
+    assert found["shift"]["log_f0"] == pytest.approx(1, abs=1e-3)
+    assert "tract" not in found["shift"] and "phones" not in found["original"]
+    assert T.denoising(run) == {}  # nothing is noisy here
+
+
+def test_denoising_of_a_corpus_with_noise(labelled, tiny, tmp_path):
+    """Fails where what a corpus has noisy is not used, or its distance is not that to the same utterance without the
+    noise."""
+    laid = load_corpus(
+        f"conditions:{labelled.name}", cache=tmp_path, progress=False, note=lambda _: None
+    )
+    noisy = [i for i, u in enumerate(laid.utterances) if u.condition == "noisy"]
+    clean = [i for i, u in enumerate(laid.utterances) if u.condition == "clean"]
+    assert noisy and clean and len(noisy) + len(clean) < len(laid)
+    level = Level(80)
+    level.standardise.deviation = tiny.model.standardise.deviation
+    run = dataclasses.replace(tiny, model=level, test=laid)
+    distances = []
+    for i in noisy:
+        x, y = (features_of(tiny, corpus.waveform(i, trim=False)) for corpus in (labelled, laid))
+        distances.append(float(((y - x) / level.standardise.deviation).square().mean().sqrt()))
+    found = T.denoising(run)
+    assert found["noisy"] == pytest.approx(np.mean(distances), rel=1e-4)
+    assert found["reconstruction"] == pytest.approx(found["noisy"], abs=1e-4)
+    assert found["clean"] < 1e-4 and found["denoised"] < found["noisy"]  # noise raises the level
+
+    recorded = dataclasses.replace(
+        laid, clean=None
+    )  # as a corpus of recorded noise, whose clean speech is not known
+    assert T.noisy_utterances(laid) == T.noisy_utterances(recorded) == noisy
+    assert all(T.clean_reference(recorded, i) in clean for i in range(len(laid)))
+    found = T.denoising(dataclasses.replace(run, test=recorded))
+    assert found == {} and T.denoising_table({"run": {"denoising": found}}).count("–") == 4
+    nothing = dataclasses.replace(recorded, utterances=tuple(laid.utterances[i] for i in noisy))
+    assert T.noisy_utterances(nothing) == []
+
+
+def test_pairs_of_conversion(labelled, speech, tmp_path):
+    """Fails where a voice would be converted to its own sex, or to itself."""
+    test = labelled.split("test")
+    for source, reference in T.conversion_pairs(test, 4, seed=0):
+        assert {test.utterances[source].sex, test.utterances[reference].sex} == {"F", "M"}
+    utterances = tuple(u._replace(sex="") for u in labelled.split("train").utterances)
+    unknown = dataclasses.replace(labelled, utterances=utterances)
+    pairs = T.conversion_pairs(unknown, 100, seed=0)
+    assert [source for source, _ in pairs] == list(range(6))
+    assert all(utterances[i].speaker != utterances[k].speaker for i, k in pairs)
+    assert (
+        T.conversion_pairs(dataclasses.replace(labelled, utterances=utterances[:2]), 4, seed=0)
+        == []
+    )
+    assert T.clean_reference(test, 0) == 1 and T.clean_reference(test, 3) == 2
+
+
+def test_segment_bound_is_the_models(tiny, monkeypatch):
+    """The mean over segments of minus the loss, each with the s-vector and N of its own utterance."""
+    monkeypatch.setattr(
+        tiny.model, "draw_noise", lambda n, generator=None: (torch.zeros(n, 4), torch.zeros(n, 3))
+    )
+    index = feature_segments(tiny.test, tiny.recipe)
+    total = 0.0
+    with torch.no_grad():
+        for count, end in zip(index.counts, index.ends, strict=True):
+            x = audio.fbank(index[np.arange(end - count, end)], centred=False)
+            s_vector = tiny.model.encoder_z2(tiny.model.standardise(x)).mean.sum(0) / (count + 0.25)
+            batch = SegmentBatch(
+                x, torch.full((count,), float(count)), None, s_vector.expand(count, -1)
+            )
+            total -= count * float(tiny.model.loss(batch)[0])
+        assert T.segment_bound(tiny, seed=0) == pytest.approx(total / len(index), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_tiles_are_in_reading_order():
+    """Fails where rows or columns are exchanged, time runs to the left, or low frequencies are on top."""
+    segments = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).astype(float)
+    image = figures._tiles(segments, gap=1)
+    assert image.shape == (2 * 5 + 1, 3 * 4 + 2)
+    assert image[4, 0] == segments[0, 0, 0, 0] and image[0, 0] == segments[0, 0, 0, 4]
+    assert image[4, 3] == segments[0, 0, 3, 0] and image[4, 5] == segments[0, 1, 0, 0]
+    assert image[-1, 0] == segments[1, 0, 0, 0]
+    assert np.isnan(image[5]).all() and np.isnan(image[:, 4]).all()
+
+
+def test_segments_are_the_same_for_every_model(tiny):
+    """Fails where models would be compared on different segments, or the men are not in the first half."""
+    other = tiny_run(tiny.corpus, tiny.folder, "fc")
+    chosen = T.choose_segments(tiny, 4, seed=1)
+    assert chosen.shape == (4, 20, 80) and chosen.equal(T.choose_segments(other, 4, seed=1))
+    of = {}
+    for index, u in enumerate(tiny.test.utterances):
+        x = features_of(tiny, tiny.test.waveform(index, trim=False))
+        of |= {piece.numpy().tobytes(): u.sex for piece in segments_of(x, 20, 20)}
+    assert [of[piece.numpy().tobytes()] for piece in chosen] == ["M", "M", "F", "F"]
+
+
+PICTURES = {"swap.png", "traversal-z1.png", "traversal-z2.png", "reconstructions.png"}
+PICTURES |= {"traversal-z1-tiles.png", "traversal-z2-tiles.png"}
+SOUNDS = (
+    "source",
+    "reference",
+    "reconstruction-source-phase",
+    "transformed-source-phase",
+    "transformed-griffin-lim",
+)
+
+
+def test_the_whole_task_with_sound(labelled, tmp_path, capsys):
+    """Fails where a promised file is missing, an old one stays, a sound is silent or of another length, or a measure
+    that this corpus can give is missing."""
+    corpus = load_corpus(
+        f"conditions:{labelled.name}", cache=tmp_path, progress=False, note=lambda _: None
+    )
+    noisy = tuple(u._replace(condition="noisy") for u in corpus.utterances[-1:])  # of the test
+    corpus = dataclasses.replace(corpus, utterances=corpus.utterances[:-1] + noisy)
+    runs = [
+        tiny_run(corpus, tmp_path / name, name, features="log_magnitude") for name in ("lstm", "fc")
+    ]
+    runs[0].target.mkdir(parents=True)
+    (runs[0].target / "old.png").touch()
+    results = T.evaluate(runs, Options())
+    conversions = ("conversion-male-to-female", "conversion-female-to-male")
+    for run, result in zip(runs, results, strict=True):
+        pictures = PICTURES | {f"{name}.png" for name in (*conversions, "denoising")}
+        sounds = {f"{name}-{part}.wav" for name in (*conversions, "denoising") for part in SOUNDS}
+        assert {file.name for file in run.target.iterdir()} == pictures | sounds | {"results.json"}
+        assert all((run.target / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+        on_page = {
+            group for group, *_ in html.clips_of("transformation", list(run.target.iterdir()))
+        }
+        assert on_page == {*conversions, "denoising"}
+        assert len(result["traversals"]["traversal-z2"]) == min(T.TILED, run.model.config.z2_latent)
+        for name in (*conversions, "denoising"):
+            source, _ = soundfile.read(run.target / f"{name}-source.wav")
+            for part in SOUNDS[2:]:
+                waveform, rate = soundfile.read(run.target / f"{name}-{part}.wav")
+                assert (
+                    rate == SAMPLE_RATE and len(waveform) == len(source) and waveform.std() > 1e-4
+                )
+        stored = json.loads((run.target / "results.json").read_text())
+        assert stored == json.loads(json.dumps(result)) and math.isfinite(stored["bound"])
+        measured = {name for name, values in stored["probes"].items() if values}
+        assert measured == {"phone", "speaker", "speaker μ", "sex μ", "condition μ", "F0 μ"}
+        for values in stored["probes"].values():
+            if values and values["measure"] == "accuracy":
+                assert (
+                    0 < values["chance"] < 1 and 0 <= values["z1"] <= 1 and 0 <= values["z2"] <= 1
+                )
+        assert stored["movement"]["original"]["phones"] > 0.3  # of real frames, 40 classes
+    printed = capsys.readouterr().out
+    assert printed.count("results.json") == 2 and "paper" not in printed and "no wav" not in printed
+
+
+def test_the_whole_task_without_labels(speech, tmp_path, capsys):
+    """Filter banks, no phones, sexes not known: pictures and no sound, and dashes for what cannot be told."""
+    corpus = load_corpus(speech, cache=tmp_path / "cache", progress=False, note=lambda _: None)
+    run = tiny_run(corpus, tmp_path / "run")
+    [result] = T.evaluate([run], Options())
+    pictures = PICTURES | {"conversion-1.png", "conversion-2.png"}
+    assert {file.name for file in run.target.iterdir()} == pictures | {"results.json"}
+    assert {name for name, p in result["probes"].items() if p is None} == {
+        "phone",
+        "sex μ",
+        "condition μ",
+        "tract μ",
+    }
+    assert (
+        "phones" not in result["movement"]["original"]
+        and "tract" not in result["movement"]["shift"]
+    )
+    printed = capsys.readouterr().out
+    assert (
+        "--set features=log_magnitude" in printed
+        and "--data conditions:" in printed
+        and "–" in printed
+    )
+
+
+def test_published_bounds_only_beside_their_corpus():
+    rows = {"run": {"architecture": "fc", "features": "fbank", "alpha": 0.0, "bound": -1.0}}
+    assert "-348.63" in T.bounds_table(rows, "TIMIT") and "-143.80" not in T.bounds_table(
+        rows, "TIMIT"
+    )
+    assert "paper" not in T.bounds_table(rows, "built-in")

@@ -42,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (MemoryError, RuntimeError) as error:
         message = "out of memory; in training try a smaller batch: --set batch=8"
-        if distributed.lost_another(error):
+        if distributed.is_lost_process(error):
             message = "another process of this training has ended; go on with --resume"
         elif not isinstance(
             error, (MemoryError, torch.OutOfMemoryError)

@@ -44,7 +44,7 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe that it was trained with. CheckpointError where it is none of this version."""
         try:
-            return Recipe.of(self.content["plan"]["recipe"])
+            return Recipe.from_dict(self.content["plan"]["recipe"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.folder}: not a run that this version can evaluate ({error})"

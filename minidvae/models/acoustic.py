@@ -71,17 +71,6 @@ class Acoustic(Recogniser):
         for name, width in (("h", config.projection or config.width), ("c", config.width)):
             self.register_buffer(name, torch.zeros(config.layers, lanes, width, device=device))
 
-    def fit(self, batches, fresh: bool) -> None:
-        """Also how often each symbol is."""
-        super().fit(batches, fresh)
-        if fresh and batches.framewise:
-            counts = batches.symbol_counts()
-            shares = (
-                torch.tensor([counts[symbol] for symbol in self.config.symbols]) / counts.total()
-            )
-            self.log_priors.copy_(shares.log())
-        self.carry(batches.recipe.batch)
-
     def logits(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Utterances x (batch, frames, bins), features as they are, anything after the end, of `lengths` (batch,)
         frames → outputs (batch, frames, outputs) before the softmax, and their lengths."""

@@ -6,16 +6,15 @@ loss = −E log p(x | z) + β KL(q(z | x) ‖ p(z))
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..kernels.gaussian_kl import gaussian_kl
-from ..training import distributed
 from .base import Gaussian, Standardise
 from .segments import (
     SegmentBatch,
     SegmentDecoder,
     SegmentEncoder,
-    SegmentModel,
     gaussian_log_likelihood,
 )
 
@@ -30,7 +29,7 @@ class BetaVAEConfig:
     beta: float = 1.0  # weight of KL(q(z) ‖ p(z)) in the loss
 
 
-class BetaVAE(SegmentModel):
+class BetaVAE(nn.Module):
     def __init__(self, config: BetaVAEConfig):
         super().__init__()
         self.config = config
@@ -48,7 +47,9 @@ class BetaVAE(SegmentModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """−log p(x | z) + β KL per segment, mean over the batch (its `x`: (batch, frames, bins)), and its terms."""
         q_z = self.infer(batch.x)
-        z = q_z.sample(distributed.normal(q_z.mean, *q_z.mean.shape) if noise is None else noise)
+        if noise is None:
+            noise = torch.randn_like(q_z.mean)
+        z = q_z.sample(noise)
         reconstruction = -gaussian_log_likelihood(self.standardise(batch.x), self.decoder(z)).mean()
         terms = {"reconstruction": reconstruction, "kl_z": gaussian_kl(*q_z).mean()}
         loss = terms["reconstruction"] + self.config.beta * terms["kl_z"]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.latent_scan import latent_scan
-from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Generators, Score, mlp, past
+from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Generators, Noise, Score, mlp, past
 from .recurrent import LSTM, RecurrentConfig, affine, framewise, stack_frames
 
 
@@ -85,10 +85,11 @@ class DKF(DVAE):
         )
         return Gaussian(*q_z), z
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
-        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+    def forward(self, x: Tensor, noise: Noise | None = None) -> DVAEOutput:
+        if noise is None:
+            noise = self.draw_noise(*x.shape[:2])
         g = self.sum_directions(self.lstm_g(self.mlp_x(self.input_scale(x))))
-        q_z, z = self.infer_z(g, noise)
+        q_z, z = self.infer_z(g, noise.z)
         log_variance, p_z = self.score(None, z)
         return DVAEOutput(log_variance, z, q_z, p_z)
 
@@ -100,21 +101,22 @@ class DKF(DVAE):
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        noise = self.draw_noise(n, frames, generator)
+        noise = self.draw_noise(n, frames, generator).z
         z = [torch.zeros_like(noise[:, 0])]
         for t in range(frames):
             z.append(self.prior(z[-1]).sample(noise[:, t]))
         return self.output(self.decoder(torch.stack(z[1:], dim=1)))
 
-    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
-        """`forward`, one frame at a time."""
+    def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
+        """Compute `forward` one frame at a time."""
+        noise_z = noise.z
         g = self.sum_directions(
             self.lstm_g.forward_reference(framewise(self.mlp_x, self.input_scale(x)))
         )
-        frames, z = [], torch.zeros_like(noise[:, 0])
+        frames, z = [], torch.zeros_like(noise_z[:, 0])
         for t in range(x.shape[1]):
             q_z = self.posterior(self.posterior_mlp(self.share * (self.mlp_z(z) + g[:, t])))
             p_z = self.prior(z)
-            z = q_z.sample(noise[:, t])
+            z = q_z.sample(noise_z[:, t])
             frames.append(DVAEOutput(self.output(self.decoder(z)), z, q_z, p_z))
         return stack_frames(frames)

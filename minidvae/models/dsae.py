@@ -15,7 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Generators, Score, mlp, past, per_frame
+from .base import (
+    DVAE,
+    DVAEOutput,
+    Gaussian,
+    GaussianHead,
+    Generators,
+    Noise,
+    Score,
+    mlp,
+    past,
+    per_frame,
+)
 from .recurrent import LSTM, RecurrentConfig, framewise, stack_frames
 
 
@@ -75,14 +86,15 @@ class DSAE(DVAE):
         log_variance = self.output(self.decoder(torch.cat([per_frame(w, z), z], dim=-1)))
         return Score(log_variance, self.prior(self.lstm_prior(past(z))))
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> DVAEOutput:
-        noise_z, noise_v = self.draw_noise(*x.shape[:2]) if noise is None else noise
+    def forward(self, x: Tensor, noise: Noise | None = None) -> DVAEOutput:
+        if noise is None:
+            noise = self.draw_noise(*x.shape[:2])
         features = self.mlp_x(self.input_scale(x))
         q_v = self.infer_v(self.lstm_v(features))
-        v = q_v.sample(noise_v)
+        v = q_v.sample(noise.w)
         g = self.lstm_xv(self.mlp_xv(torch.cat([features, per_frame(v, features)], dim=-1)))
         q_z = self.posterior(self.rnn_z(self.mlp_z(g))[0])
-        z = q_z.sample(noise_z)
+        z = q_z.sample(noise.z)
         log_variance, p_z = self.score(None, z, v)
         return DVAEOutput(log_variance, z, q_z, p_z, v, q_v)
 
@@ -92,20 +104,21 @@ class DSAE(DVAE):
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        noise, noise_v = self.draw_noise(n, frames, generator)
-        v = self.draw_w(noise_v)
-        z, state = [torch.zeros_like(noise[:, 0])], None
+        noise = self.draw_noise(n, frames, generator)
+        v = self.draw_w(noise.w)
+        z = [torch.zeros_like(noise.z[:, 0])]
+        state = None
         for t in range(frames):
             h, state = self.lstm_prior.step(z[-1], state)
-            z.append(self.prior(h).sample(noise[:, t]))
+            z.append(self.prior(h).sample(noise.z[:, t]))
         return self.decode(torch.stack(z[1:], dim=1), v)
 
-    def forward_reference(self, x: Tensor, noise: tuple[Tensor, Tensor]) -> DVAEOutput:
-        """`forward`, one frame at a time."""
-        noise_z, noise_v = noise
+    def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
+        """Compute `forward` one frame at a time."""
+        noise_z = noise.z
         features = framewise(self.mlp_x, self.input_scale(x))
         q_v = self.infer_v(self.lstm_v.forward_reference(features))
-        v = q_v.sample(noise_v)
+        v = q_v.sample(noise.w)
         g = framewise(lambda frame: self.mlp_xv(torch.cat([frame, v], dim=-1)), features)
         g = self.lstm_xv.forward_reference(g)
         frames, z, state, prior_state = [], torch.zeros_like(noise_z[:, 0]), None, None

@@ -13,7 +13,6 @@ The discriminative bound (eq. 3) adds α·log p(i | z2), a softmax over the tabl
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,13 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.gaussian_kl import gaussian_kl
-from ..training import distributed
 from .base import Gaussian, Standardise
 from .segments import (
     SegmentBatch,
     SegmentDecoder,
     SegmentEncoder,
-    SegmentModel,
     gaussian_log_likelihood,
 )
 
@@ -59,7 +56,7 @@ class Latents(NamedTuple):
     z2: Tensor
 
 
-class FHVAE(SegmentModel):
+class FHVAE(nn.Module):
     def __init__(self, config: FHVAEConfig):
         super().__init__()
         for name, choices in (
@@ -82,60 +79,25 @@ class FHVAE(SegmentModel):
         self.make_table(config.sequences)
 
     def make_table(self, sequences: int) -> None:
-        """A new table of s-vectors, drawn from their prior: where they are all alike at first, the discriminative term
-        has nothing to tell sequences apart by, and learning takes far longer."""
+        """Make a new table of s-vectors, drawn from their prior. Were they all alike at first, the
+        discriminative term could not tell sequences apart, and learning would take far longer."""
         self.config.sequences = sequences
         draws = torch.randn(sequences, self.config.z2_latent) * self.config.mu2_variance**0.5
         self.table = nn.Parameter(draws.to(self.standardise.mean.device))
 
-    def fit(self, batches, fresh: bool) -> None:
-        """A model that has been trained before begins with the closed form in its table."""
-        super().fit(batches, fresh)
-        self.make_table(batches.rows)
-        if not fresh:
-            self.table.data.copy_(self.s_vectors(batches.of_sequences(batches.chosen(0))))
-
-    def parameter_groups(self, batches) -> list[dict]:
-        """The table, of which a step meets few rows, has a learning rate of its own, no Muon, which moves all rows, and
-        no weight decay: its prior is in the bound, and a second one would move its rows away from the closed form."""
-        others = [p for name, p in self.named_parameters() if name != "table"]
-        table = {
-            "params": [self.table],
-            "rate": batches.recipe.table_rate,
-            "weight_decay": 0.0,
-            "muon": False,
-        }
-        return [{"params": others}, table]
-
-    def before_step(self, batches, optimiser: torch.optim.Optimizer, step: int) -> None:
-        """Where the table's rows are drawn anew, they get the closed form of their sequences."""
-        if batches.new_rows_at(step):
-            self.table.data.copy_(self.s_vectors(batches.of_sequences(batches.chosen(step))))
-            optimiser.state.pop(self.table, None)  # the moments were other sequences'
-
-    @torch.no_grad()
-    def s_vectors(self, segments: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """μ2 of sequences in closed form, (sequences, z2_latent), from all their segments in batches: x (batch, frames,
-        bins), the sequence of each (batch,) and the number of segments of every sequence (sequences,)."""
-        sums = None
-        for x, rows, counts in segments:
-            z2 = self.encoder_z2(self.standardise(x)).mean.float()
-            sums = z2.new_zeros(len(counts), z2.shape[1]) if sums is None else sums
-            sums.index_put_((rows,), z2, accumulate=True)  # in order
-        return self.s_vector_of(sums, counts.to(sums)[:, None])
-
     def draw_noise(
         self, batch: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Standard-normal draws for z1 and z2, (batch, latent) each; a CPU generator gives the same on every device."""
-        mean, latents = self.standardise.mean, (self.config.z1_latent, self.config.z2_latent)
-        if generator is None:
-            return tuple(distributed.normal(mean, batch, n) for n in latents)
-        source = generator.device
-        return tuple(
-            torch.empty(batch, n, device=source).normal_(generator=generator).to(mean)
-            for n in latents
-        )
+        """Return standard-normal draws for z1 and z2, (batch, latent) each; a CPU generator gives
+        the same on every device."""
+        like = self.standardise.mean
+        device = like.device if generator is None else generator.device
+
+        def normal(latent: int) -> Tensor:
+            draws = torch.empty(batch, latent, device=device, dtype=like.dtype)
+            return draws.normal_(generator=generator).to(like.device)
+
+        return normal(self.config.z1_latent), normal(self.config.z2_latent)
 
     def infer(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> Latents:
         """Of segments (batch, frames, bins). Without noise the latents are the means."""

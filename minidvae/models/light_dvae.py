@@ -2,21 +2,18 @@
 
     p(w) = N(0, I)                                             one w per sequence
     q(w | x_{1:T})                                             bidirectional LSTM, final states
-    q(z_t | x_{1:T}, w)                                        encoder: self-attention over the whole sequence
+    q(z_t | x_{1:T}, w)                                        encoder: self-attention over all frames
     p(z_t | x_{1:t−1}, z_{1:t−1}, w)                           decoder, as the prior
     p(x_t | x_{1:t−1}, z_{1:t}, w)                             decoder, as the likelihood
 
-A decoder block is self-attention over the main stream, cross-attention from it to the source stream, and a
-feed-forward layer, with post-norm residual connections. The main stream is [z, w] and the source is x: the residual
-path carries z, which is to keep the model from leaning on its past output. It does where x is raw power, as in the
-paper; a compressed past is read all the same, and needs training on a past that is wrong.
+A decoder block is self-attention over the main stream, cross-attention from it to the source
+stream, and a feed-forward layer, with post-norm residual connections. The main stream is [z, w]
+and the source is x (section 2.3): the residual connections carry z, which is to keep the model
+from relying on its past output.
 
-A causal mask alone does not give these dependencies, since the residual path at position t carries its own input. So
-the inputs are shifted: x_{t−1} everywhere and z_{t−1} in the prior, zeros first. Every mask is then the causal one.
-
-Two settings are not the paper's. With `context`, attention sees so many frames, by relative positions (Su et al. 2021,
-RoFormer, section 3.2), and each head starts on one neighbour. With `phases`, the maps to and from z_t differ with
-t mod phases: frames that overlap by three quarters say nearly the same, and z need not.
+A causal mask alone does not give these dependencies, since the residual connection at position t
+carries its own input. So the inputs are shifted: x_{t−1} everywhere and z_{t−1} in the prior, with
+zeros in the first frame. Every mask is then the causal one.
 """
 
 import math
@@ -30,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 
-from ..training import distributed
 from .base import (
     DVAE,
     DVAEConfig,
@@ -38,15 +34,14 @@ from .base import (
     Gaussian,
     GaussianHead,
     Generators,
+    Noise,
     Score,
     past,
     per_frame,
 )
 
 VARIANTS = ("plain", "inv_s", "inv_s_nr")
-LOUDEST = 2.0  # on the model's scale, of a past that is wrong
-FASTEST = 2.0  # radians per frame, of relative positions
-CERTAINTY = 8.0  # the score of the neighbour on which a head starts; that of a mean one is near 0
+MAX_CORRUPTION_GAIN = 2.0  # largest gain of the corrupted past in scheduled sampling
 
 
 @dataclass
@@ -61,219 +56,164 @@ class LigHTConfig(DVAEConfig):
     w_embedding: int = 256
     w_hidden: int = 512  # LSTM cells per direction
     w_layers: int = 2
-    variant: str = "plain"  # ablation: inv_s swaps the streams of the likelihood; inv_s_nr has no residual there
-    z_log_variance: float = (
-        0.0  # where the log-variance of q(z) starts: below 0, z says more from the first step on
-    )
-    context: int = (
-        0  # frames in sight: itself and those before, in the encoder as many behind; 0: all
-    )
-    phases: int = 1  # of the clock of z
-    w_prior: str = "standard"  # what samples draw w from: standard, N(0, I); aggregate, the moments of q(w) in training
+    variant: str = "plain"  # ablation: inv_s swaps the streams of the likelihood, inv_s_nr also
+    # drops its residual connections
+    z_log_variance: float = 0.0  # initial log-variance of q(z); below 0, z says more from the start
 
 
-class KeysValues:
-    """Keys and values of the frames decoded so far, (batch, heads, frames, width of a head); one is added at a time."""
+class KVCache:
+    """Keys and values of the frames decoded so far, (batch, heads, frames, head width); one frame
+    is added at a time."""
 
-    def __init__(self, frames: int):
-        self.capacity, self.frames = frames, 0
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.num_frames = 0
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.frames == 0:
-            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
-            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
-        self.keys[:, :, self.frames], self.values[:, :, self.frames] = (
-            keys[:, :, 0],
-            values[:, :, 0],
-        )
-        self.frames += 1
-        return self.keys[:, :, : self.frames], self.values[:, :, : self.frames]
+        """Add one frame. Return the keys and values of all frames so far."""
+        if self.num_frames == 0:
+            batch, heads, _, head_width = keys.shape
+            self.keys = keys.new_empty(batch, heads, self.capacity, head_width)
+            self.values = torch.empty_like(self.keys)
+        self.keys[:, :, self.num_frames] = keys[:, :, 0]
+        self.values[:, :, self.num_frames] = values[:, :, 0]
+        self.num_frames += 1
+        return self.keys[:, :, : self.num_frames], self.values[:, :, : self.num_frames]
 
 
-@dataclass
-class Places:
-    """Numbers of frames (frames,) and what tells a network of them: sinusoids (frames, width), added to embeddings, or
-    turns (2, frames, half the width of a head), by which queries and keys are rotated."""
-
-    times: Tensor
-    sinusoids: Tensor | None = None
-    turns: Tensor | None = None
-
-    def each(self) -> Iterator["Places"]:
-        """Frame by frame."""
-        for t in range(len(self.times)):
-            positions = (
-                x if x is None else x[..., t : t + 1, :] for x in (self.sinusoids, self.turns)
-            )
-            yield Places(self.times[t : t + 1], *positions)
+def sinusoids(frame_indices: Tensor, width: int) -> Tensor:
+    """Return the positional encoding (frames, width) of Vaswani et al. 2017, section 3.5."""
+    exponents = torch.arange(0, width, 2, device=frame_indices.device)
+    rates = torch.exp(exponents * (-math.log(10_000.0) / width))
+    angles = frame_indices[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
-def sinusoids(times: Tensor, width: int) -> Tensor:
-    """Positions (frames, width) of Vaswani et al. 2017, section 3.5"""
-    rate = torch.exp(torch.arange(0, width, 2, device=times.device) * (-math.log(10_000.0) / width))
-    angle = times[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
-
-
-def turns(times: Tensor, width: int, context: int) -> Tensor:
-    """Cosines and sines (2, frames, width/2) of the angles by which the pairs of a query and a key turn from frame to
-    frame, at rates that tell neighbours apart down to ones that tell all in the context apart."""
-    rate = FASTEST * context ** -torch.linspace(0, 1, width // 2, device=times.device)
-    angle = times[:, None] * rate
-    return torch.stack([angle.cos(), angle.sin()])
-
-
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """The pairs (x_k, x_{k + width/2}) of (…, frames, width), turned"""
-    (a, b), (cos, sin) = x.chunk(2, dim=-1), turns.to(x)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+def embed(layer: nn.Linear, frames: Tensor, positional_encoding: Tensor) -> Tensor:
+    """Embed frames (batch, frames, …), scaled by √width, and add their positional encoding."""
+    return layer(frames) * math.sqrt(layer.out_features) + positional_encoding
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention from one stream (batch, frames, width) to another. Fused kernels compute the scores
-    again in backward, and overflow in e^{difference} where large ones are rounded differently the second time. Power
-    spectra that are fed as they are make scores of 10⁹ and more: where such a stream comes in `raw`, not out of a layer
-    norm, the attention is unfused, which keeps its weights."""
+    """Scaled dot-product attention from one stream (batch, frames, width) to another.
 
-    def __init__(self, config: LigHTConfig, raw: bool, causal: bool):
+    Fused kernels compute the scores again in the backward pass, and overflow in e^{difference}
+    where large scores are rounded differently the second time. Power spectra that enter without
+    scaling make scores of 10⁹ and more. So attention that reads such a stream as it is, not the
+    output of a layer norm, is unfused in training: it keeps its weights for the backward pass.
+
+    Args:
+        reads_embedding: one of its streams is an embedding, not the output of a layer norm.
+    """
+
+    def __init__(self, config: LigHTConfig, reads_embedding: bool, is_causal: bool):
         super().__init__()
-        self.heads, self.context, self.causal = config.heads, config.context, causal
-        self.fused = not (raw and config.input_scale == "power")
+        self.heads = config.heads
+        self.is_causal = is_causal
+        self.unfused_in_training = reads_embedding and config.input_scale == "power"
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
         self.output = nn.Linear(config.width, config.width)
-        if self.context:
-            self.start_on_neighbours()
 
     def forward(
-        self, main: Tensor, source: Tensor, places: Places, cache=None, mask=None
+        self,
+        main: Tensor,
+        source: Tensor,
+        kv_cache: KVCache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """cache: `KeysValues` of the frames before a single new one. mask: which source frames there are, (batch,
-        1, 1, frames); else all."""
-        queries, keys, values = self.project(main, source, places)
-        with (
-            nullcontext()
-            if self.fused or not torch.is_grad_enabled()
-            else sdpa_kernel(SDPBackend.MATH)
-        ):
-            if cache is not None:  # one new frame, which may see those before it
-                keys, values = (
-                    seen[:, :, -self.context :] for seen in cache.append(keys, values)
-                )  # of 0: all
-                attended = F.scaled_dot_product_attention(queries, keys, values)
-            elif self.context and main.shape[1] > self.context:
-                attended = self.attend_within_context(queries, keys, values, mask)
-            else:
-                attended = F.scaled_dot_product_attention(
-                    queries, keys, values, mask, is_causal=self.causal
-                )
+        """Attend from the main stream to the source stream.
+
+        Args:
+            kv_cache: of the frames before, if `main` and `source` are a single new frame.
+            mask: which source frames are no padding, (batch, 1, 1, frames) bool; None: all.
+        """
+        queries, keys, values = self.project(main, source)
+        if kv_cache is not None:
+            queries, keys, values = self.add_to_cache(queries, keys, values, kv_cache)
+            attended = F.scaled_dot_product_attention(queries, keys, values)
+        else:
+            unfused = self.unfused_in_training and torch.is_grad_enabled()
+            with sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext():
+                attended = self.attend(queries, keys, values, mask)
         return self.output(attended.transpose(1, 2).flatten(2))
 
-    def project(
-        self, main: Tensor, source: Tensor, places: Places
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (batch, heads, frames, width of a head)."""
+    def project(self, main: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, (batch, heads, frames, head width) each."""
         queries = self.query(main).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        keys, values = (
-            self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        if places.turns is not None:
-            queries, keys = rotate(queries, places.turns), rotate(keys, places.turns)
+        keys_values = self.key_value(source).unflatten(-1, (2, self.heads, -1))
+        keys, values = keys_values.permute(2, 0, 3, 1, 4)
         return queries, keys, values
 
-    @torch.no_grad()
-    def start_on_neighbours(self) -> None:
-        """Each head attends to one place relative to its own, whatever the frames hold: to the frame itself and those
-        before it, in the encoder to those around it."""
-        width = len(self.query.bias)
-        pairs = self.key_value.bias[:width].view(self.heads, 2, -1)
-        pairs[:, 0], pairs[:, 1] = (
-            math.sqrt(CERTAINTY * math.sqrt(2 * pairs.shape[2]) / pairs.shape[2]),
-            0,
-        )
-        back = torch.arange(self.heads) - (0 if self.causal else self.heads // 2)
-        self.query.bias.copy_(
-            rotate(pairs.flatten(1), turns(-back, 2 * pairs.shape[2], self.context)).flatten()
-        )
-        self.query.weight.zero_()
-        self.key_value.weight[:width].zero_()
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend within a whole sequence, (batch, heads, frames, head width)."""
+        return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=self.is_causal)
 
-    def attend_within_context(
-        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """In time and memory that grow with the frames, not with their square: by pieces as long as the context, each
-        with its keys and those of the piece before it, and of the one behind where it may look ahead. SDPA's fused
-        kernels do not take pieces."""
-        frames, piece = queries.shape[2], self.context
-        fill, ahead = -frames % piece, 0 if self.causal else piece
-        present = (
-            queries.new_ones(1, 1, frames, dtype=torch.bool) if mask is None else mask[:, :, 0]
-        )
-        present = F.pad(present, (piece, fill + ahead)).unfold(2, 2 * piece + ahead, piece)[
-            :, :, :, None
-        ]
-        keys, values = (
-            F.pad(x, (0, 0, piece, fill + ahead)).unfold(2, 2 * piece + ahead, piece).mT
-            for x in (keys, values)
-        )
-        place = torch.arange(-piece, piece + ahead, device=queries.device)
-        back = place[piece : 2 * piece, None] - place
-        seen = (back < piece) & (back > -max(ahead, 1)) & present
-        queries = F.pad(queries, (0, 0, 0, fill)).unflatten(2, (-1, piece))
-        return F.scaled_dot_product_attention(queries, keys, values, seen).flatten(2, 3)[
-            :, :, :frames
-        ]
+    def new_kv_cache(self, num_frames: int) -> KVCache:
+        return KVCache(num_frames)
 
-
-def embed(
-    layer: nn.Linear, frames: Tensor, places: Places, config: LigHTConfig, lag: int = 0
-) -> Tensor:
-    """What frames hold, scaled by √width, and their positions. lag: by how many frames they are late, for the clock"""
-    h = of_phase(layer(frames), places.times - lag, layer.out_features // config.width) * math.sqrt(
-        config.width
-    )
-    return h if places.sinusoids is None else h + places.sinusoids
-
-
-def of_phase(all_phases: Tensor, times: Tensor, phases: int) -> Tensor:
-    """(…, frames, phases · n) → (…, frames, n): of each frame, what belongs to its phase"""
-    if phases == 1:
-        return all_phases
-    own = F.one_hot(times % phases, phases).to(all_phases)
-    return (all_phases.unflatten(-1, (phases, -1)) * own[:, :, None]).sum(dim=-2)
+    def add_to_cache(
+        self, queries: Tensor, keys: Tensor, values: Tensor, kv_cache: KVCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a frame to the cache. Return its queries, and the keys and values it may see."""
+        keys, values = kv_cache.append(keys, values)
+        return queries, keys, values
 
 
 class Block(nn.Module):
-    """Transformer block (Vaswani et al. 2017), with `cross` a decoder block. first: the main stream is an embedding."""
+    """A Transformer block (Vaswani et al. 2017): of the encoder, in which every frame sees all
+    frames, or of a decoder, which is causal and has cross-attention to a source stream.
 
-    def __init__(self, config: LigHTConfig, first: bool, cross: bool):
+    Args:
+        is_first: its main stream is an embedding.
+    """
+
+    attention_type = Attention
+
+    def __init__(self, config: LigHTConfig, is_first: bool, is_decoder: bool):
         super().__init__()
-        self.attention = Attention(config, raw=first, causal=cross)
+        self.attention = self.attention_type(config, is_first, is_causal=is_decoder)
         self.attention_norm = nn.LayerNorm(config.width)
-        if cross:
-            self.cross_attention = Attention(
-                config, raw=True, causal=True
-            )  # the source is an embedding in every block
+        if is_decoder:
+            # The source is an embedding in every block.
+            self.cross_attention = self.attention_type(config, True, is_causal=True)
             self.cross_norm = nn.LayerNorm(config.width)
-        hidden, output = (
+        self.feedforward = nn.Sequential(
             nn.Linear(config.width, config.feedforward),
+            nn.ReLU(),
             nn.Linear(config.feedforward, config.width),
         )
-        self.feedforward = nn.Sequential(hidden, nn.ReLU(), output)
         self.feedforward_norm = nn.LayerNorm(config.width)
 
     def forward(
-        self, main: Tensor, places, source=None, residual=True, caches=(None, None), mask=None
+        self,
+        main: Tensor,
+        source: Tensor | None = None,
+        use_residual: bool = True,
+        kv_caches: tuple[KVCache | None, KVCache | None] = (None, None),
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Without a source: an encoder block, every frame sees all in the mask. With one: a causal decoder block."""
+        """Return the main stream (batch, frames, width) after this block.
 
-        def add(main: Tensor, change: Tensor) -> Tensor:
-            return main + change if residual else change
-
-        main = self.attention_norm(add(main, self.attention(main, main, places, caches[0], mask)))
+        Args:
+            source: the other stream, of a decoder.
+            kv_caches: of self-attention and cross-attention, to decode frame by frame.
+            mask: which frames are no padding, (batch, 1, 1, frames) bool; None: all.
+        """
+        change = self.attention(main, main, kv_caches[0], mask)
+        main = self.attention_norm(main + change if use_residual else change)
         if source is not None:
-            main = self.cross_norm(add(main, self.cross_attention(main, source, places, caches[1])))
-        return self.feedforward_norm(add(main, self.feedforward(main)))
+            change = self.cross_attention(main, source, kv_caches[1])
+            main = self.cross_norm(main + change if use_residual else change)
+        change = self.feedforward(main)
+        return self.feedforward_norm(main + change if use_residual else change)
+
+    def new_kv_caches(self, num_frames: int) -> tuple[KVCache, KVCache]:
+        """Return empty caches of self-attention and cross-attention."""
+        return (
+            self.attention.new_kv_cache(num_frames),
+            self.cross_attention.new_kv_cache(num_frames),
+        )
 
 
 class Decoder(nn.Module):
@@ -281,56 +221,77 @@ class Decoder(nn.Module):
 
     def __init__(self, config: LigHTConfig):
         super().__init__()
-        self.config = config
-        self.embed_latents = nn.Linear(
-            config.latent + config.w_latent, config.phases * config.width
-        )
+        self.embed_latents = nn.Linear(config.latent + config.w_latent, config.width)
         self.embed_spectrum = nn.Linear(config.bins, config.width)
         self.blocks = nn.ModuleList(
-            Block(config, layer == 0, cross=True) for layer in range(config.layers)
+            Block(config, is_first=layer == 0, is_decoder=True) for layer in range(config.layers)
         )
 
     def forward(
-        self, z, w, spectrum, places: Places, main: str, z_lag=0, residual=True, caches=None
+        self,
+        z: Tensor,
+        w: Tensor,
+        spectrum: Tensor,
+        positions: Tensor,
+        main_stream: str,
+        use_residual: bool = True,
+        kv_caches: list | None = None,
     ) -> Tensor:
-        """z, spectrum: (batch, frames, …) as this role may see them at each frame; w: (batch, w_latent). main: which of
-        "latents" and "spectrum" is the main stream. z_lag: by how many frames z is late, for its clock."""
-        latents = embed(
-            self.embed_latents, torch.cat([z, per_frame(w, z)], dim=-1), places, self.config, z_lag
-        )
-        spectrum = embed(self.embed_spectrum, spectrum, places, self.config)
-        h, source = (latents, spectrum) if main == "latents" else (spectrum, latents)
-        for block, cache in zip(
-            self.blocks, caches or [(None, None)] * len(self.blocks), strict=True
-        ):
-            h = block(h, places, source, residual, cache)
-        return h
+        """Return the main stream after the last block, (batch, frames, width).
 
-    def caches(self, frames: int) -> list[tuple[KeysValues, KeysValues]]:
-        return [(KeysValues(frames), KeysValues(frames)) for _ in self.blocks]
+        Args:
+            z: (batch, frames, latent), as this role may see it at each frame.
+            w: (batch, w_latent).
+            spectrum: (batch, frames, bins), as this role may see it at each frame.
+            positions: positional encoding of the frames, (frames, width).
+            main_stream: "latents" or "spectrum"; the other one is the source.
+            kv_caches: from `new_kv_caches`, to decode frame by frame.
+        """
+        latents = embed(self.embed_latents, torch.cat([z, per_frame(w, z)], dim=-1), positions)
+        spectrum = embed(self.embed_spectrum, spectrum, positions)
+        return run_blocks(self.blocks, latents, spectrum, main_stream, use_residual, kv_caches)
+
+    def new_kv_caches(self, num_frames: int) -> list[tuple[KVCache, KVCache]]:
+        return [block.new_kv_caches(num_frames) for block in self.blocks]
+
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    latents: Tensor,
+    spectrum: Tensor,
+    main_stream: str,
+    use_residual: bool,
+    kv_caches: list | None,
+) -> Tensor:
+    """Return the main stream after all blocks, from the embedded streams."""
+    main, source = (latents, spectrum) if main_stream == "latents" else (spectrum, latents)
+    if kv_caches is None:
+        kv_caches = [(None, None)] * len(blocks)
+    for block, block_caches in zip(blocks, kv_caches, strict=True):
+        main = block(main, source, use_residual, block_caches)
+    return main
 
 
 class LigHTDVAE(DVAE):
-    """One decoder for both roles, with a head of its own for each."""
+    """One decoder for both roles, prior and likelihood, with an output layer for each."""
 
     autoregressive = True
-    decoder_count = 1  # the first is the likelihood's, the last the prior's
-    prior_main = "latents"  # the prior's main stream
+    num_decoders = 1  # The first is the likelihood's, the last the prior's.
+    prior_main_stream = "latents"
 
     def __init__(self, config: LigHTConfig):
         super().__init__(config)
         if config.variant not in VARIANTS:
             raise ValueError(f"variant={config.variant!r} is none of {', '.join(VARIANTS)}")
-        if config.w_prior not in ("standard", "aggregate"):
-            raise ValueError(f"w_prior={config.w_prior!r} is neither standard nor aggregate")
         if config.width % 2 or config.width % config.heads:
             raise ValueError(
                 f"width={config.width} is not even, or not divisible by heads={config.heads}"
             )
-        if config.context and config.width // config.heads % 2:
-            raise ValueError(
-                f"width={config.width} over heads={config.heads} is not even, as context asks for"
-            )
+        self.build_w_encoder(config)
+        self.build(config)
+
+    def build_w_encoder(self, config: LigHTConfig) -> None:
+        """Make the layers of q(w | x_{1:T})."""
         self.w_embedding = nn.Linear(config.bins, config.w_embedding)
         self.w_rnn = nn.LSTM(
             config.w_embedding,
@@ -340,178 +301,223 @@ class LigHTDVAE(DVAE):
             bidirectional=True,
         )
         self.w_posterior = GaussianHead(2 * config.w_hidden, config.w_latent)
+
+    def build(self, config: LigHTConfig) -> None:
+        """Make the layers of q(z_t | x_{1:T}, w), of the prior of z and of the likelihood."""
         self.encoder_embedding = nn.Linear(config.bins + config.w_latent, config.width)
         self.encoder = nn.ModuleList(
-            Block(config, layer == 0, cross=False) for layer in range(config.layers)
+            Block(config, is_first=layer == 0, is_decoder=False) for layer in range(config.layers)
         )
-        self.z_posterior = GaussianHead(config.width, config.phases * config.latent)
+        self.z_posterior = GaussianHead(config.width, config.latent)
         self.z_posterior.log_variance.bias.data += config.z_log_variance
-        self.decoders = nn.ModuleList(Decoder(config) for _ in range(self.decoder_count))
-        self.z_prior = GaussianHead(config.width, config.phases * config.latent)
+        self.decoders = nn.ModuleList(Decoder(config) for _ in range(self.num_decoders))
+        self.z_prior = GaussianHead(config.width, config.latent)
         self.output = nn.Linear(config.width, config.bins)
-        if config.w_prior == "aggregate":
-            self.w_moments = torch.cat(
-                [torch.zeros(1, config.w_latent), torch.eye(config.w_latent)]
-            )
 
-    def places(self, frames: int) -> Places:
-        times, weight, config = (
-            torch.arange(frames, device=self.output.weight.device),
-            self.output.weight,
-            self.config,
-        )
-        if config.context:
-            return Places(times, turns=turns(times, config.width // config.heads, config.context))
-        return Places(times, sinusoids(times, config.width).to(weight))
-
-    def of_phase(self, all_phases: Gaussian, places: Places) -> Gaussian:
-        return Gaussian(*(of_phase(part, places.times, self.config.phases) for part in all_phases))
+    def positions(self, num_frames: int) -> Tensor:
+        """Return the positional encoding (frames, width)."""
+        weight = self.output.weight
+        frame_indices = torch.arange(num_frames, device=weight.device)
+        return sinusoids(frame_indices, self.config.width).to(weight)
 
     def infer_w(self, inputs: Tensor, lengths: Tensor | None = None) -> Gaussian:
-        """q(w | x_{1:T}) from the scaled spectrum."""
-        sequences = [self.w_embedding(inputs)]
-        if lengths is not None:
-            sequences = [
-                x[None, :length] for x, length in zip(sequences[0], lengths.tolist(), strict=True)
-            ]
-        h = torch.cat([self.w_rnn(x)[1][0] for x in sequences], dim=1)
-        return self.w_posterior(
-            torch.cat([h[-2], h[-1]], dim=-1)
-        )  # of the last layer, forward and backward
+        """Return q(w | x_{1:T}) from the scaled spectrum."""
+        embedded = self.w_embedding(inputs)
+        if lengths is None:
+            sequences = [embedded]
+        else:
+            pairs = zip(embedded, lengths.tolist(), strict=True)
+            sequences = [sequence[None, :length] for sequence, length in pairs]
+        final_states = []
+        for sequence in sequences:
+            _, (h, _) = self.w_rnn(sequence)
+            final_states.append(h)
+        h = torch.cat(final_states, dim=1)
+        return self.w_posterior(torch.cat([h[-2], h[-1]], dim=-1))  # last layer, both directions
 
     def infer_z(self, inputs: Tensor, w: Tensor, lengths: Tensor | None = None) -> Gaussian:
-        """q(z_t | x_{1:T}, w)"""
-        mask, places = None, self.places(inputs.shape[1])
-        if lengths is not None:
-            mask = (places.times < lengths.to(places.times.device)[:, None])[:, None, None]
-        h = embed(
-            self.encoder_embedding,
-            torch.cat([inputs, per_frame(w, inputs)], dim=-1),
-            places,
-            self.config,
-        )
+        """Return q(z_t | x_{1:T}, w) from the scaled spectrum."""
+        positions = self.positions(inputs.shape[1])
+        inputs_w = torch.cat([inputs, per_frame(w, inputs)], dim=-1)
+        h = embed(self.encoder_embedding, inputs_w, positions)
+        mask = padding_mask(lengths, inputs)
         for block in self.encoder:
-            h = block(h, places, mask=mask)
-        return self.of_phase(self.z_posterior(h), places)
+            h = block(h, mask=mask)
+        return self.z_posterior(h)
 
     def prior(
-        self, z_past: Tensor, w: Tensor, x_past: Tensor, places: Places, caches=None
+        self,
+        z_past: Tensor,
+        w: Tensor,
+        x_past: Tensor,
+        positions: Tensor,
+        kv_caches: list | None = None,
     ) -> Gaussian:
-        """p(z_t | x_{1:t−1}, z_{1:t−1}, w), from the shifted z and the shifted scaled spectrum"""
-        h = self.decoders[-1](z_past, w, x_past, places, self.prior_main, z_lag=1, caches=caches)
-        return self.of_phase(self.z_prior(h), places)
+        """Return p(z_t | x_{1:t−1}, z_{1:t−1}, w), from the shifted z and scaled spectrum."""
+        decoder = self.decoders[-1]
+        h = decoder(z_past, w, x_past, positions, self.prior_main_stream, kv_caches=kv_caches)
+        return self.z_prior(h)
 
     def likelihood(
-        self, z: Tensor, w: Tensor, x_past: Tensor, places: Places, caches=None
+        self,
+        z: Tensor,
+        w: Tensor,
+        x_past: Tensor,
+        positions: Tensor,
+        kv_caches: list | None = None,
     ) -> Tensor:
-        """log-variance of p(x_t | x_{1:t−1}, z_{1:t}, w), from z and the shifted scaled spectrum"""
-        variant = self.config.variant
-        main = "latents" if variant == "plain" else "spectrum"
-        residual = variant != "inv_s_nr"
-        return self.output(
-            self.decoders[0](z, w, x_past, places, main, residual=residual, caches=caches)
-        )
+        """Return the log-variance of p(x_t | x_{1:t−1}, z_{1:t}, w), from z and the shifted scaled
+        spectrum."""
+        main_stream = "latents" if self.config.variant == "plain" else "spectrum"
+        use_residual = self.config.variant != "inv_s_nr"
+        h = self.decoders[0](z, w, x_past, positions, main_stream, use_residual, kv_caches)
+        return self.output(h)
 
     def infer(
-        self, x: Tensor, noise: tuple[Tensor, Tensor] | None, lengths: Tensor | None = None
-    ) -> tuple:
-        """The scaled spectrum, q(w), w, q(z), z"""
-        noise_z, noise_w = self.draw_noise(*x.shape[:2]) if noise is None else noise
+        self, x: Tensor, noise: Noise, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Gaussian, Tensor, Gaussian, Tensor]:
+        """Return the scaled spectrum, q(w), w, q(z), z."""
         inputs = self.input_scale(x)
         q_w = self.infer_w(inputs, lengths)
-        w = q_w.sample(noise_w)
+        w = q_w.sample(noise.w)
         q_z = self.infer_z(inputs, w, lengths)
-        return inputs, q_w, w, q_z, q_z.sample(noise_z)
+        return inputs, q_w, w, q_z, q_z.sample(noise.z)
 
-    def forward(self, x: Tensor, noise=None, lengths: Tensor | None = None) -> DVAEOutput:
-        """lengths (batch,), on the CPU: how many frames of each sequence are no padding. The output for them is what
-        it is without the others: only the posteriors look ahead."""
+    def forward(
+        self,
+        x: Tensor,
+        noise: Noise | None = None,
+        scheduled_sampling_prob: float = 0.0,
+        lengths: Tensor | None = None,
+    ) -> DVAEOutput:
+        """Return posteriors, their samples and the Score of these.
+
+        Args:
+            x: power spectra (batch, frames, bins).
+            noise: every random draw of the pass; drawn here if None.
+            scheduled_sampling_prob: share of the sequences whose past is corrupted.
+            lengths: (batch,), on the CPU: how many frames of each sequence are no padding. The
+                output for them is what it is without padding: only the posteriors look ahead.
+        """
+        if noise is None:
+            noise = self.draw_noise(*x.shape[:2], scheduled_sampling=scheduled_sampling_prob > 0)
         inputs, q_w, w, q_z, z = self.infer(x, noise, lengths)
-        log_variance, p_z = self.score(self.replace_past(past(inputs), z, w), z, w)
+        x_past = past(inputs)
+        if scheduled_sampling_prob > 0:
+            x_past = self.corrupt_past(x_past, z, w, noise.past, scheduled_sampling_prob)
+        log_variance, p_z = self.score(x_past, z, w)
         return DVAEOutput(log_variance, z, q_z, p_z, w, q_w)
 
     def score(self, x_past: Tensor, z: Tensor, w: Tensor | None = None) -> Score:
-        places = self.places(z.shape[1])
-        p_z = self.prior(past(z), w, x_past, places)
-        return Score(self.likelihood(z, w, x_past, places), p_z)
+        positions = self.positions(z.shape[1])
+        p_z = self.prior(past(z), w, x_past, positions)
+        return Score(self.likelihood(z, w, x_past, positions), p_z)
 
+    def draw_past_noise(
+        self, batch: int, frames: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return uniform draws (batch,), from which `corrupt_past` takes its gains."""
+        device = self.output.weight.device if generator is None else generator.device
+        return torch.rand(batch, device=device, generator=generator)
+
+    @torch.compiler.disable  # The share changes in every step, and each would be compiled anew.
     @torch.no_grad()
-    def replace_past(self, x_past: Tensor, z: Tensor, w: Tensor) -> Tensor:
-        """In a share `own_past` of the sequences, the first ones, a past that is wrong: that of the sequence before in
-        the batch, between silent and LOUDEST times as loud; in every second of them, what the decoder makes of that.
+    def corrupt_past(
+        self, x_past: Tensor, z: Tensor, w: Tensor, draws: Tensor, probability: float
+    ) -> Tensor:
+        """Return the past (batch, frames, bins) for scheduled sampling: in this share of the
+        sequences, the first ones, a corrupted one. The paper trains without.
 
-        Only what went wrong in training is put right in decoding. With the own output of a true past, two passes on,
-        the decoder still reads what only the true past knows, and never sees what it would have to find back from: some
-        utterances then run away, each frame fed back larger than the one before."""
-        if torch.compiler.is_compiling():  # not for every share anew
-            return torch.compiler.disable(self.replace_past)(x_past, z, w)
-        everyone = distributed.count() * len(x_past)
-        count = round(self.own_past * everyone)
+        The corrupted past is that of the sequence before in the batch, with a gain between 0 and
+        MAX_CORRUPTION_GAIN; in every second of them, what the decoder makes of that. Own outputs
+        after a true past, two forward passes, are not enough: the decoder still reads what only
+        the true past tells, and never learns to recover. In decoding some utterances then run
+        away, each frame that is fed back larger than the one before.
+        """
+        count = round(probability * len(x_past))
         if count == 0:
             return x_past
-        rows = torch.arange(everyone)[distributed.own(everyone)]
         silence = self.input_scale(x_past.new_zeros(1, 1, x_past.shape[-1]))
-        level = LOUDEST * torch.rand(count, 1, 1, device=x_past.device)
-        wrong = silence + level * (distributed.whole(x_past).roll(1, dims=0)[:count] - silence)
-        wrong[:, 0] = 0  # nothing has passed yet
-        wrong = torch.cat([wrong[rows[rows < count]], x_past[rows >= count]])
-        again = (rows < count) & (rows % 2 == 0)
-        if again.any():
-            own = self.likelihood(z[again], w[again], wrong[again], self.places(z.shape[1]))
-            wrong[again] = past(self.feed_back(own)).to(wrong)
-        torch.clear_autocast_cache()  # it now holds weights cast without gradient
-        return wrong
+        gains = MAX_CORRUPTION_GAIN * draws[:count, None, None]
+        corrupted = silence + gains * (x_past.roll(1, dims=0)[:count] - silence)
+        corrupted[:, 0] = 0  # The first frame has no past.
+        own = self.likelihood(z[:count:2], w[:count:2], corrupted[::2], self.positions(z.shape[1]))
+        corrupted[::2] = past(self.feed_back(own)).to(corrupted)
+        torch.clear_autocast_cache()  # It now holds weights that were cast without gradient.
+        return torch.cat([corrupted, x_past[count:]])
 
     def resynthesise_each(
-        self, spectra: Sequence[Tensor], mode: str, noises: Sequence
+        self, spectra: Sequence[Tensor], mode: str, noises: Sequence[Noise]
     ) -> Iterator[Tensor]:
         """Padded to the longest, in one batch."""
-        noise = (
-            pad_sequence([z[0] for z, _ in noises], batch_first=True),
-            torch.cat([w for _, w in noises]),
-        )
+        noise_z = pad_sequence([noise.z[0] for noise in noises], batch_first=True)
+        noise = Noise(noise_z, torch.cat([noise.w for noise in noises]))
         lengths = torch.tensor([len(x) for x in spectra])
         padded = self.resynthesise(pad_sequence(spectra, batch_first=True), mode, noise, lengths)
         for log_variance, x in zip(padded, spectra, strict=True):
             yield log_variance[: len(x)]
 
     def resynthesise_from_own_past(
-        self, x: Tensor, noise=None, lengths: Tensor | None = None
+        self, x: Tensor, noise: Noise | None = None, lengths: Tensor | None = None
     ) -> Tensor:
+        if noise is None:
+            noise = self.draw_noise(*x.shape[:2])
         _, _, w, _, z = self.infer(x, noise, lengths)
         return self.decode(z, w)
 
     @torch.no_grad()
     def decode(self, z: Tensor, w: Tensor) -> Tensor:
-        return self.unroll(w, z.shape[1], lambda t, *_: z[:, t : t + 1])
+        """Return the log-variance (batch, frames, bins) of given latents, decoded from the own
+        past."""
+
+        def given_z(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
+            return z[:, t : t + 1]
+
+        return self.unroll(w, z.shape[1], given_z)
 
     @torch.no_grad()
     def sample(self, n: int, frames: int, generator: Generators = None) -> Tensor:
-        noise_z, noise_w = self.draw_noise(n, frames, generator)
-        w, places, caches = (
-            self.draw_w(noise_w),
-            list(self.places(frames).each()),
-            self.decoders[-1].caches(frames),
-        )
+        noise = self.draw_noise(n, frames, generator)
+        w = self.draw_w(noise.w)
+        positions = self.positions(frames)
+        kv_caches = self.decoders[-1].new_kv_caches(frames)
 
-        def draw(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
-            return self.prior(z_past, w, x_past, places[t], caches).sample(noise_z[:, t : t + 1])
+        def draw_z(t: int, z_past: Tensor, x_past: Tensor) -> Tensor:
+            p_z = self.prior(z_past, w, x_past, positions[t : t + 1], kv_caches)
+            return p_z.sample(noise.z[:, t : t + 1])
 
-        return self.unroll(w, frames, draw)
+        return self.unroll(w, frames, draw_z)
 
     def unroll(
-        self, w: Tensor, frames: int, draw_z: Callable[[int, Tensor, Tensor], Tensor]
+        self, w: Tensor, num_frames: int, next_z: Callable[[int, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """log-variance (batch, frames, bins), frame by frame from the own past, with cached keys and values.
-        draw_z(t, z_{t−1}, scaled x_{t−1}) gives z_t (batch, 1, latent)."""
-        caches = self.decoders[0].caches(frames)
-        z, x_past = (
-            w.new_zeros(len(w), 1, self.config.latent),
-            w.new_zeros(len(w), 1, self.config.bins),
-        )
-        log_variance = []
-        for t, place in enumerate(self.places(frames).each()):
-            z = draw_z(t, z, x_past)
-            log_variance.append(self.likelihood(z, w, x_past, place, caches))
-            x_past = self.feed_back(log_variance[-1])
-        return torch.cat(log_variance, dim=1)
+        """Decode frame by frame from the own past, with cached keys and values.
+
+        Args:
+            w: (batch, w_latent).
+            next_z: function of t, z_{t−1} and the scaled x_{t−1} that returns z_t,
+                (batch, 1, latent).
+
+        Returns:
+            log-variance (batch, frames, bins).
+        """
+        positions = self.positions(num_frames)
+        kv_caches = self.decoders[0].new_kv_caches(num_frames)
+        z = w.new_zeros(len(w), 1, self.config.latent)
+        x_past = w.new_zeros(len(w), 1, self.config.bins)
+        log_variances = []
+        for t in range(num_frames):
+            z = next_z(t, z, x_past)
+            log_variance = self.likelihood(z, w, x_past, positions[t : t + 1], kv_caches)
+            x_past = self.feed_back(log_variance)
+            log_variances.append(log_variance)
+        return torch.cat(log_variances, dim=1)
+
+
+def padding_mask(lengths: Tensor | None, inputs: Tensor) -> Tensor | None:
+    """Return which frames of inputs (batch, frames, …) are no padding, (batch, 1, 1, frames) bool;
+    None without lengths."""
+    if lengths is None:
+        return None
+    frame_indices = torch.arange(inputs.shape[1], device=inputs.device)
+    return (frame_indices < lengths.to(inputs.device)[:, None])[:, None, None]

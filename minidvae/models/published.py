@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.audio import SAMPLE_RATE, STFT
 from ..files import CheckpointError, check_parameters, unpickle
-from . import MODELS, build_model, outline
+from . import MODELS, build_model
 
 LATER_OUTPUT = re.compile(r"^gen_out\b")  # the name of `gen_logvar` in later versions of the format
 
@@ -132,7 +132,8 @@ def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, s
         raise CheckpointError("not a plain state dict of tensors")
     try:
         name, config = read_settings(network)
-        sketch = outline(name, config, len(state_dict))
+        with torch.device("meta"):
+            sketch = build_model(name, **config)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     state_dict = {

@@ -2,11 +2,8 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from .base import Model
+from torch import Tensor, nn
 
 
 class FrameBatch(NamedTuple):
@@ -26,18 +23,10 @@ class TranscriptBatch(NamedTuple):
     counts: Tensor  # (batch,) int64, symbols
 
 
-class Recogniser(Model):
-    """From features of an utterance to symbols. Subclasses have `standardise`, of the features, and `build(bins,
-    symbols)`, which makes the layers for so many bins and for these symbols."""
-
-    def fit(self, batches, fresh: bool) -> None:
-        """Also the symbols to be told apart."""
-        if fresh:
-            self.build(batches.features.bins, tuple(sorted(batches.symbol_counts())))
-            self.standardise.set(*batches.statistics())
-
-    def before_step(self, batches, optimiser: torch.optim.Optimizer, step: int) -> None:
-        batches.number_labels(self.config.symbols)
+class Recogniser(nn.Module):
+    """A model from features of an utterance to symbols. Subclasses have `standardise`, of the
+    features, and `build(bins, symbols)`, which makes new layers for this many bins and for these
+    symbols."""
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, batch: TranscriptBatch) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.latent_scan import latent_scan
-from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Score, mlp
+from .base import DVAE, DVAEOutput, Gaussian, GaussianHead, Noise, Score, mlp
 from .recurrent import LSTM, RecurrentConfig, affine, framewise, stack_frames
 
 
@@ -74,19 +74,21 @@ class RVAE(DVAE):
     def score(self, x_past: Tensor | None, z: Tensor, w: None = None) -> Score:
         return Score(self.output(self.decoder(self.lstm_h(self.mlp_h(z)))))
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
-        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
-        q_z, z = self.infer_z(self.lstm_gx(self.mlp_x(self.input_scale(x))), noise)
+    def forward(self, x: Tensor, noise: Noise | None = None) -> DVAEOutput:
+        if noise is None:
+            noise = self.draw_noise(*x.shape[:2])
+        q_z, z = self.infer_z(self.lstm_gx(self.mlp_x(self.input_scale(x))), noise.z)
         return DVAEOutput(self.score(None, z).log_variance, z, q_z)
 
-    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
-        """`forward`, one frame at a time."""
+    def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
+        """Compute `forward` one frame at a time."""
+        noise_z = noise.z
         gx = self.lstm_gx.forward_reference(framewise(self.mlp_x, self.input_scale(x)))
-        q, zs, z, state = [], [], torch.zeros_like(noise[:, 0]), None
+        q, zs, z, state = [], [], torch.zeros_like(noise_z[:, 0]), None
         for t in range(x.shape[1]):
             gz, state = self.lstm_gz.step(self.mlp_gz(z), state)
             q.append(self.posterior(self.posterior_mlp(torch.cat([gx[:, t], gz], dim=-1))))
-            z = q[-1].sample(noise[:, t])
+            z = q[-1].sample(noise_z[:, t])
             zs.append(z)
         h = self.lstm_h.forward_reference(framewise(self.mlp_h, torch.stack(zs, dim=1)))
         return stack_frames(

@@ -1,35 +1,22 @@
 """What the models of segments share, FHVAE and β-VAE: their batches and their networks."""
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .base import Gaussian, GaussianHead, Model, mlp, per_frame
+from .base import Gaussian, GaussianHead, mlp, per_frame
 from .recurrent import recurrent
 
 
 class SegmentBatch(NamedTuple):
-    """Segments out of one or many sequences. Either `row` or `s_vector` says which, for models that want to know."""
+    """Segments out of one or many sequences. FHVAE needs either `row` or `s_vector`."""
 
     x: Tensor  # (batch, frames, bins), features as they are
-    count: Tensor  # (batch,) N, the segments of its sequence
-    row: Tensor | None = None  # (batch,) its sequence's row in the table
+    count: Tensor  # (batch,) N, the number of segments of its sequence
+    row: Tensor | None = None  # (batch,) row of its sequence in the table of s-vectors
     s_vector: Tensor | None = None  # (batch, z2_latent) μ2 of a sequence that is not in the table
-
-
-class SegmentModel(Model):
-    """A model of segments of features. Subclasses have `standardise`, of its inputs."""
-
-    def fit(self, batches, fresh: bool) -> None:
-        if fresh:
-            self.standardise.set(*batches.statistics())
-
-    def s_vectors(self, segments: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Tensor | None:
-        """μ2 of sequences that are not in the table; None for a model without."""
-        return None
 
 
 class SegmentEncoder(nn.Module):

@@ -16,8 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.latent_scan import latent_scan
-from .base import DVAEOutput, Gaussian, GaussianHead, Score, mlp, past
-from .recurrent import LSTM, AutoregressiveDVAE, RecurrentConfig, affine, framewise, stack_frames
+from .base import DVAEOutput, Gaussian, GaussianHead, Noise, Score, mlp, past
+from .recurrent import (
+    LSTM,
+    AutoregressiveDVAE,
+    DecodedFrame,
+    RecurrentConfig,
+    affine,
+    framewise,
+    stack_frames,
+)
 
 
 @dataclass
@@ -75,25 +83,22 @@ class SRNN(AutoregressiveDVAE):
     def score_of(self, h: Tensor, z: Tensor) -> Score:
         return Score(self.likelihood(h, z), self.infer_prior(h, past(z)))
 
-    def frame_modules(self):
-        return (
-            "xhz",
-            self.mlp_x,
-            mlp(self.config.latent, ()),
-            self.lstm_h,
-            self.prior_mlp,
-            self.decoder,
-        )
+    def decode_frame(self, x_past, z_past, state, z, noise) -> DecodedFrame:
+        h, state = self.lstm_h.step(self.mlp_x(x_past), state)
+        if z is None:
+            z = self.infer_prior(h, z_past).sample(noise)
+        return DecodedFrame(self.likelihood(h, z), z, state)
 
-    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
-        """`forward` with the true past, one frame at a time."""
+    def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
+        """Compute `forward` with the true past, one frame at a time."""
+        noise_z = noise.z
         inputs = self.input_scale(x)
         h = self.lstm_h.forward_reference(framewise(self.mlp_x, past(inputs)))
         g = self.lstm_g.forward_reference(framewise(self.mlp_hx, torch.cat([h, inputs], dim=-1)))
-        frames, z = [], torch.zeros_like(noise[:, 0])
+        frames, z = [], torch.zeros_like(noise_z[:, 0])
         for t in range(x.shape[1]):
             q_z = self.posterior(self.posterior_mlp(torch.cat([g[:, t], z], dim=-1)))
             p_z = self.infer_prior(h[:, t], z)
-            z = q_z.sample(noise[:, t])
+            z = q_z.sample(noise_z[:, t])
             frames.append(DVAEOutput(self.likelihood(h[:, t], z), z, q_z, p_z))
         return stack_frames(frames)

@@ -12,8 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import DVAEOutput, Gaussian, GaussianHead, Score, mlp, past
-from .recurrent import LSTM, AutoregressiveDVAE, RecurrentConfig, framewise, stack_frames
+from .base import DVAEOutput, Gaussian, GaussianHead, Noise, Score, mlp, past
+from .recurrent import (
+    LSTM,
+    AutoregressiveDVAE,
+    DecodedFrame,
+    RecurrentConfig,
+    framewise,
+    stack_frames,
+)
 
 
 @dataclass
@@ -51,17 +58,23 @@ class STORN(AutoregressiveDVAE):
     def score_of(self, h: Tensor, z: Tensor) -> Score:
         return Score(self.output(self.mlp_h(h)))
 
-    def frame_modules(self):
-        return "zxh", self.mlp_past, self.mlp_z, self.lstm_h, None, self.mlp_h
+    def decode_frame(self, x_past, z_past, state, z, noise) -> DecodedFrame:
+        if z is None:
+            z = noise  # p(z_t) = N(0, I)
+        h, state = self.lstm_h.step(
+            torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state
+        )
+        return DecodedFrame(self.output(self.mlp_h(h)), z, state)
 
-    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
-        """`forward` with the true past, one frame at a time."""
+    def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
+        """Compute `forward` with the true past, one frame at a time."""
+        noise_z = noise.z
         inputs = self.input_scale(x)
         g = self.lstm_g.forward_reference(framewise(self.mlp_x, inputs))
         frames, state = [], None
         for t, x_past in enumerate(past(inputs).unbind(1)):
             q_z = self.posterior(self.mlp_g(g[:, t]))
-            z = q_z.sample(noise[:, t])
+            z = q_z.sample(noise_z[:, t])
             h, state = self.lstm_h.step(
                 torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state
             )

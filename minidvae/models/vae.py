@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Score, mlp
+from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Noise, Score, mlp
 
 
 @dataclass
@@ -30,10 +30,11 @@ class VAE(DVAE):
         self.decoder = mlp(config.latent, widths[::-1])
         self.output = torch.nn.Linear(self.decoder.outputs, config.bins)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> DVAEOutput:
-        noise = self.draw_noise(*x.shape[:2]) if noise is None else noise
+    def forward(self, x: Tensor, noise: Noise | None = None) -> DVAEOutput:
+        if noise is None:
+            noise = self.draw_noise(*x.shape[:2])
         q_z = self.posterior(self.encoder(self.input_scale(x)))
-        z = q_z.sample(noise)
+        z = q_z.sample(noise.z)
         return DVAEOutput(self.score(None, z).log_variance, z, q_z)
 
     def score(self, x_past: Tensor | None, z: Tensor, w: None = None) -> Score:

@@ -17,8 +17,15 @@ from torch import Tensor, nn
 
 from ..kernels.latent_scan import latent_scan
 from ..kernels.lstm_scan import LSTMWeights
-from .base import DVAEOutput, Gaussian, GaussianHead, Score, mlp
-from .recurrent import LSTM, AutoregressiveDVAE, RecurrentConfig, affine, stack_frames
+from .base import DVAEOutput, Gaussian, GaussianHead, Noise, Score, mlp
+from .recurrent import (
+    LSTM,
+    AutoregressiveDVAE,
+    DecodedFrame,
+    RecurrentConfig,
+    affine,
+    stack_frames,
+)
 
 
 @dataclass
@@ -80,17 +87,27 @@ class VRNN(AutoregressiveDVAE):
     def score_of(self, h: Tensor, z: Tensor) -> Score:
         return Score(self.likelihood(h, z), self.infer_prior(h))
 
-    def frame_modules(self):
-        return "xzh", self.mlp_x, self.mlp_z, self.lstm, self.prior_mlp, self.decoder
+    def decode_frame(self, x_past, z_past, state, z, noise) -> DecodedFrame:
+        if state is None:
+            h = x_past.new_zeros(len(x_past), self.config.rnn)
+            zeros = torch.zeros_like(h)
+            state = [(zeros, zeros)] * self.config.layers
+        else:
+            features = torch.cat([self.mlp_x(x_past), self.mlp_z(z_past)], dim=-1)
+            h, state = self.lstm.step(features, state)
+        if z is None:
+            z = self.infer_prior(h).sample(noise)
+        return DecodedFrame(self.likelihood(h, z), z, state)
 
-    def forward_reference(self, x: Tensor, noise: Tensor) -> DVAEOutput:
-        """`forward` with the true past, one frame at a time."""
+    def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
+        """Compute `forward` with the true past, one frame at a time."""
+        noise_z = noise.z
         frames, state = [], None
-        h = noise.new_zeros(len(noise), self.config.rnn)
+        h = noise_z.new_zeros(len(noise_z), self.config.rnn)
         for t, inputs in enumerate(self.input_scale(x).unbind(1)):
             x_features = self.mlp_x(inputs)
             q_z = self.posterior(self.posterior_mlp(torch.cat([x_features, h], dim=-1)))
-            z = q_z.sample(noise[:, t])
+            z = q_z.sample(noise_z[:, t])
             frames.append(DVAEOutput(self.likelihood(h, z), z, q_z, self.infer_prior(h)))
             h, state = self.lstm.step(torch.cat([x_features, self.mlp_z(z)], dim=-1), state)
         return stack_frames(frames)

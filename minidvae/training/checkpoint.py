@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code, checked before use."""
+"""Checkpoints: what is in them, how they are written and read."""
 
 import dataclasses
 import math
@@ -9,21 +9,19 @@ import torch
 from torch import nn
 
 from ..data.audio import STFT
-from ..files import CheckpointError, atomic_write, check_parameters, unpickle
-from ..models import MODELS, build_model, outline
+from ..files import CheckpointError, atomic_write, load_checkpoint
+from ..models import MODELS, build_model
 from ..models.base import DVAE
 from ..models.published import load_dvae_speech
-from .config import Recipe, SettingError, check_config, check_numbers, typed
+from .config import SettingError, check_config
 
-RUNS = Path("runs")  # where train.py puts the folders of runs by default
-PRETRAINED = (
-    Path(__file__).parents[1] / "pretrained"
-)  # NAME.pt and its card NAME.md for each model that ships
+RUNS = Path("runs")  # where train.py puts run folders by default
+PRETRAINED = Path(__file__).parents[1] / "pretrained"  # NAME.pt, and its card NAME.md
 
 
 @dataclass
 class Plan:
-    """What the checkpoints of a run say of it: with the same, it goes on as if it had not been interrupted."""
+    """What a run is: with the same plan it continues as if it had not been interrupted."""
 
     model: str
     recipe_name: str
@@ -33,8 +31,8 @@ class Plan:
     init: str = ""  # folder of the run that it started from
     recipe: dict = field(default_factory=dict)  # complete: with steps and report
     fingerprint: str = ""  # of the corpus
-    labels: str = ""  # of what is known of its utterances, where the model learns from that
-    extractor: str = ""  # of the model whose latents it learns from
+    labels: str = ""  # fingerprint of the labels, where the model learns from them
+    extractor: str = ""  # digest of the model whose latents it learns from
 
 
 @dataclass
@@ -43,100 +41,100 @@ class Progress:
     best: float = math.inf  # development loss
     waited: int = 0  # reports since that was reached
     seconds: float = 0.0
-    sums: dict[str, float] = field(
-        default_factory=dict
-    )  # of each term of the loss since the last report
-    count: int = 0  # steps since then
+    sums: dict[str, float] = field(default_factory=dict)  # of each term since the last report
+    count: int = 0  # steps since the last report
 
 
 def save(path: str | Path, model_name: str, model: nn.Module, stft: STFT, **state) -> None:
-    """Write a checkpoint: all that `load` needs to rebuild the model, and any further tensors, numbers and texts."""
-    path, config = Path(path), dataclasses.asdict(model.config)
+    """Write a checkpoint: everything that `restore` needs to rebuild the model, and any further
+    tensors, numbers and strings."""
     content = {
         "format": "minidvae",
         "model": model_name,
-        "config": config,
+        "config": dataclasses.asdict(model.config),
         "stft": dataclasses.asdict(stft),
+        "parameters": model.state_dict(),
+        **state,
     }
-    content |= {"parameters": model.state_dict(), **state}
     try:
-        with atomic_write(path) as beside:
-            torch.save(content, beside)
-    except (OSError, RuntimeError) as error:  # a full disk is either
+        with atomic_write(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch.save raises either on a full disk
         raise CheckpointError(
-            f"{path}: could not be written, what was there is kept ({error})"
+            f"{path}: could not be written, the former file is kept ({error})"
         ) from None
 
 
 def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
-    """The model of a checkpoint that `save` wrote, its STFT and the whole content. CheckpointError for other files."""
+    """Return the model of a checkpoint that `save` wrote, its STFT and the whole content.
+
+    Raises:
+        CheckpointError: the file is missing, or is no checkpoint of this project, or its
+            parameters do not fit its settings.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; expected a file that train.py wrote")
-    content = unpickle(path, device)
+    content = load_checkpoint(path, device)
     if not isinstance(content, dict) or content.get("format") != "minidvae":
         raise CheckpointError(
             f"{path}: not a checkpoint of minidvae; expected a file that train.py wrote"
         )
     try:
-        content["config"].pop("position_offset", None)  # of 0.2, which moved positions in training
-        name, parameters, stft = (
-            content["model"],
-            content["parameters"],
-            typed(STFT, content["stft"]),
-        )
-        config = vars(typed(MODELS[name][1], content["config"]))
-        check_config(config)
-        sketch = outline(name, config, len(parameters))
-        check_parameters(sketch.state_dict(), parameters)
-        if isinstance(sketch, DVAE) and stft.bins != sketch.config.bins:
+        content = upgrade(content)
+        stft = STFT(**content["stft"])
+        check_config(content["config"])
+        with torch.device("meta"):  # Without memory: a wrong size is found before it is allocated.
+            model = build_model(content["model"], **content["config"])
+        model.load_state_dict(content["parameters"], strict=True, assign=True)
+        model.float()  # Models that ship are stored in half precision.
+        if isinstance(model, DVAE) and stft.bins != model.config.bins:
             raise SettingError(
-                f"a window of {stft.window_length} samples does not have {sketch.config.bins} bins"
+                f"a window of {stft.window_length} samples does not have {model.config.bins} bins"
             )
-        if "plan" in content:
-            check_plan(content)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{path}: does not describe a model of this version ({error})"
+            f"{path}: does not describe a model of this version ({reason})"
         ) from None
-    model = build_model(name, **config).to(device)
-    model.load_state_dict(parameters)
-    return model, stft, content
+    return model.to(device), stft, content
 
 
-def check_plan(content: dict) -> None:
-    """Raises KeyError, TypeError or SettingError where a checkpoint's plan and progress are not those of a training of
-    its model. Some fields may be missing: models that ship do not name the data."""
-    known = {
-        "model": content["model"],
-        "recipe_name": "",
-        "data": "",
-        "seed": 0,
-        "precision": "fp32",
-    }
-    plan, progress = (
-        typed(Plan, known | content["plan"]),
-        typed(Progress, content.get("progress", {})),
-    )
-    Recipe.of(plan.recipe)
-    check_numbers(vars(progress), not_negative=("step", "waited", "seconds", "count"))
-    check_numbers(progress.sums, finite=progress.sums)
-    if (
-        plan.model != content["model"]
-        or plan.precision not in ("fp32", "bf16")
-        or not 0 <= plan.seed < 2**32
-    ):
-        raise SettingError(f"no training of a {content['model']} has this plan")
+# Settings that only the local models have, with the values at which a former `light_dvae` or
+# `hit_dvae`, which had them too, is the paper's model.
+LOCAL_SETTINGS = {"context": 0, "phases": 1, "w_prior": "standard"}
+
+
+def upgrade(content: dict) -> dict:
+    """Return the content of a checkpoint with the names that this version has for models and
+    settings."""
+    config = dict(content["config"])
+    config.pop("position_offset", None)  # of 0.2, which moved positions in training
+    content = content | {"config": config}
+    if content["model"] in ("light_dvae", "hit_dvae") and "context" in config:
+        is_papers = all(config.get(name, value) == value for name, value in LOCAL_SETTINGS.items())
+        if is_papers:
+            for name in LOCAL_SETTINGS:
+                config.pop(name, None)
+        else:
+            content["model"] = f"{content['model']}_local"
+            for name, value in LOCAL_SETTINGS.items():
+                config.setdefault(name, value)
+            if "plan" in content:
+                content["plan"] = content["plan"] | {"model": content["model"]}
+    return content
 
 
 def load_run(
     folder: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, STFT, dict]:
-    """What a run folder holds (the best model so far), or a folder in the published format "DVAE-speech", or, where
-    there is no such folder, the pretrained model of that name: the model, its STFT and the content of the checkpoint,
-    of a published model only {"model": its name}."""
+    """Return a trained model, its STFT and the content of its checkpoint.
+
+    Args:
+        folder: a run folder (its best model so far); a folder in the published format
+            "DVAE-speech", whose content is only {"model": name}; or, where there is no such
+            folder, the name of a model that ships.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return load_pretrained(str(folder), device)
@@ -145,29 +143,37 @@ def load_run(
         name = next(name for name, (kind, _) in MODELS.items() if type(model) is kind)
         return model.to(device), stft, {"model": name}
     best = folder / "best.pt"
-    return restore(
-        best if best.exists() else folder / "last.pt", device
-    )  # stopped before its first report
+    if best.exists():
+        return restore(best, device)
+    return restore(folder / "last.pt", device)  # The run was stopped before its first report.
+
+
+# Former names of models that ship.
+RENAMED_PRETRAINED = {"light_dvae-librispeech": "light_dvae_local-librispeech"}
 
 
 def pretrained() -> list[str]:
-    """The names of the models that ship."""
+    """Return the names of the models that ship."""
     return sorted(file.stem for file in PRETRAINED.glob("*.pt"))
 
 
 def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, STFT, dict]:
-    """A model that ships, trained on real speech, its STFT and the content of its checkpoint. CheckpointError naming
-    all of them where none has this name."""
+    """Return a model that ships, trained on real speech, its STFT and the content of its
+    checkpoint. Raises CheckpointError naming all of them where none has this name."""
+    name = RENAMED_PRETRAINED.get(name, name)
     if name not in pretrained():
-        no_folder = f"{name}: no such run folder (train.py writes them to runs/ by default), nor a model that ships"
-        raise CheckpointError(f"{no_folder}: {', '.join(pretrained())}")
+        raise CheckpointError(
+            f"{name}: no such run folder (train.py writes them to runs/ by default), nor a model "
+            f"that ships: {', '.join(pretrained())}"
+        )
     return restore(PRETRAINED / f"{name}.pt", device)
 
 
 def newest_run() -> Path:
-    found = sorted(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """Return the run folder whose checkpoint was written last."""
+    checkpoints = sorted(RUNS.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
         raise CheckpointError(
             f"{RUNS}/: holds no run yet; train one first: python train.py --model light_dvae"
         )
-    return found[-1].parent
+    return checkpoints[-1].parent

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
 
 import numpy as np
 import torch
@@ -14,195 +13,236 @@ from tqdm import tqdm
 
 from ..data import audio
 from ..data.corpus import CLEAN, Corpus, CorpusError, Utterance
+from ..models.acoustic import Acoustic
 from ..models.recognisers import FrameBatch, Recogniser, TranscriptBatch
 from .batches import Batches
 from .config import TARGETS, Recipe, SettingError
 from .features import mean_and_deviation, utterance_features
 
-# name: which field of an utterance has one of which values
-DOMAIN_FIELDS = {"female": ("sex", ("F",)), "male": ("sex", ("M",)), "clean": ("condition", CLEAN)}
-DOMAIN_FIELDS |= {name: ("condition", (name,)) for name in ("noisy", "channel", "both")}
+# Domain → the field of an utterance that decides, and its values in the domain.
+DOMAIN_FIELDS = {
+    "female": ("sex", ("F",)),
+    "male": ("sex", ("M",)),
+    "clean": ("condition", CLEAN),
+    "noisy": ("condition", ("noisy",)),
+    "channel": ("condition", ("channel",)),
+    "both": ("condition", ("both",)),
+}
 
 
 class Utterances(Batches):
     """Whole utterances, untrimmed, with what is said in them.
 
-    Targets "phones" or "characters": a TranscriptBatch of utterances of about the same length, which every pass over
-    the corpus orders anew.
+    Targets "phones" or "characters": a TranscriptBatch of utterances of about the same length, in
+    a new order in every pass over the corpus.
 
-    Targets "frames": a FrameBatch for truncated back-propagation through time. Each row of the batch is a lane that
-    reads one utterance after the other, `frames` frames at each step, in an order of its own that is new in every
-    pass. As all orders take the same number of steps, where a lane is follows from the step. The label of a frame
-    comes `delay` frames after it; for that the last frame of an utterance is repeated.
+    Targets "frames": a FrameBatch for truncated back-propagation through time. Each row of the
+    batch is a lane that reads one utterance after the other, `frames` frames in each step, in an
+    order of its own that is new in every pass. All orders take the same number of steps, so the
+    position of a lane follows from the step. The label of a frame comes `delay` frames after it;
+    for that the last frame of an utterance is repeated.
     """
 
-    models = Recogniser
-    settings = ("features", "extractor", "latent", "targets", "delay", "domain")
+    model_types = (Recogniser,)
+    recipe_fields = ("features", "extractor", "latent", "targets", "delay", "domain")
     needs_labels = True
-    divisible = False  # a lane carries its state, and transcripts differ in length
-    unused = "without the labels that are learned"
+    can_be_distributed = False  # Lanes carry a state, and transcripts differ in length.
+    skipped_because = "without the labels that are learned"
 
     def __init__(self, corpus: Corpus, recipe: Recipe, seed: int, device: torch.device):
         inside = members(corpus, recipe.domain)
-        self.used = [i for i in inside if transcript(corpus.utterances[i], recipe.targets)]
+        self.used = []
+        for i in inside:
+            if transcript(corpus.utterances[i], recipe.targets):
+                self.used.append(i)
         if not self.used:
-            possible = [
-                t for t in TARGETS if any(transcript(corpus.utterances[i], t) for i in inside)
-            ]
-            remedy = (
-                f"try targets={' or '.join(possible)}"
-                if possible
-                else "expected phone labels or text"
-            )
-            needed = "text" if recipe.targets == "characters" else "phone labels"
-            raise CorpusError(
-                f"{corpus.name}: has no {needed} for targets={recipe.targets}; {remedy}"
-            )
+            raise CorpusError(missing_labels(corpus, inside, recipe.targets))
         self.features = utterance_features(corpus, recipe, device)
         self.extractor = self.features.extractor
-        self.framewise = recipe.targets == "frames"
-        self.lengths = np.array(
-            [audio.FEATURE_STFT.frames(corpus.utterances[i].length) for i in self.used]
-        )
-        self.steps = -(
-            -(self.lengths + recipe.delay) // recipe.frames
-        )  # that a lane takes for each
-        per_epoch = -(-int(self.steps.sum() if self.framewise else len(self.used)) // recipe.batch)
-        super().__init__(corpus, recipe, seed, device, per_epoch, len(inside) - len(self.used))
-        self.order, self.groups = (
-            lru_cache(recipe.batch)(self.pass_of_lane),
-            lru_cache(1)(self.pass_in_batches),
-        )
-        self.read = lru_cache(recipe.batch)(self.labelled)  # what each lane reads
+        self.is_framewise = recipe.targets == "frames"
+        lengths = [audio.FEATURE_STFT.frames(corpus.utterances[i].length) for i in self.used]
+        self.lengths = np.array(lengths)
+        # Steps that a lane takes for each utterance.
+        self.lane_steps = -(-(self.lengths + recipe.delay) // recipe.frames)
+        examples = int(self.lane_steps.sum()) if self.is_framewise else len(self.used)
+        steps_per_epoch = -(-examples // recipe.batch)
+        skipped = len(inside) - len(self.used)
+        super().__init__(corpus, recipe, seed, device, steps_per_epoch, skipped)
+        self.cached_lane_order = lru_cache(recipe.batch)(self.lane_order)
+        self.cached_groups = lru_cache(1)(self.groups_of_pass)
+        self.cached_frames = lru_cache(recipe.batch)(self.labelled_frames)  # one for each lane
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the features, (bins,) each."""
-        return mean_and_deviation(
-            self.features[i] for i in tqdm(self.used, "statistics", leave=False, disable=None)
-        )
+        """Return mean and standard deviation of the features, (bins,) each."""
+        indices = tqdm(self.used, "statistics", leave=False, disable=None)
+        return mean_and_deviation(self.features[i] for i in indices)
 
     def symbol_counts(self) -> Counter:
-        """How often each symbol that is learned occurs: in frames, or in transcripts."""
-        spoken = [self.corpus.utterances[i] for i in self.used]
-        symbols = (
-            frame_labels(u) if self.framewise else transcript(u, self.recipe.targets)
-            for u in spoken
-        )
-        return Counter(chain.from_iterable(symbols))
+        """Return how often each symbol that is learned occurs: in frames, or in transcripts."""
+        counts = Counter()
+        for i in self.used:
+            utterance = self.corpus.utterances[i]
+            if self.is_framewise:
+                counts.update(frame_labels(utterance))
+            else:
+                counts.update(transcript(utterance, self.recipe.targets))
+        return counts
+
+    def prepare(self, model: Recogniser, fresh: bool) -> None:
+        """Also give a new model its symbols and, where frames have labels, their priors."""
+        if fresh:
+            counts = self.symbol_counts()
+            model.build(self.features.bins, tuple(sorted(counts)))
+            model.standardise.set(*self.statistics())
+            if self.is_framewise and isinstance(model, Acoustic):
+                symbol_counts = [counts[symbol] for symbol in model.config.symbols]
+                shares = torch.tensor(symbol_counts) / counts.total()
+                model.log_priors.copy_(shares.log())
+        if isinstance(model, Acoustic):
+            model.carry(self.recipe.batch)
+        self.number_labels(model.config.symbols)
+
+    def resume(self, model: Recogniser) -> None:
+        self.number_labels(model.config.symbols)
 
     def number_labels(self, symbols: tuple[str, ...]) -> None:
-        """The labels of batches are the numbers that a model has for its symbols. Of CTC, 0 is the blank."""
-        self.numbers = {
-            symbol: number for number, symbol in enumerate(symbols, 0 if self.framewise else 1)
-        }
+        """Let the labels of batches be the numbers that a model has for its symbols. Of CTC, 0 is
+        the blank."""
+        first = 0 if self.is_framewise else 1
+        self.numbers = {symbol: number for number, symbol in enumerate(symbols, first)}
 
     def __call__(self, step: int) -> FrameBatch | TranscriptBatch:
-        if not self.framewise:
-            number, place = divmod(step, self.per_epoch)
-            return self.transcripts(self.groups(number)[place])
+        if not self.is_framewise:
+            pass_number, group = divmod(step, self.steps_per_epoch)
+            return self.transcript_batch(self.cached_groups(pass_number)[group])
         rows = [self.lane(lane, step) for lane in range(self.recipe.batch)]
-        x, labels, first = zip(*rows, strict=True)
-        return FrameBatch(
-            torch.stack(x), torch.stack(labels), torch.tensor(first, device=self.device)
-        )
+        x, labels, is_first = zip(*rows, strict=True)
+        is_first = torch.tensor(is_first, device=self.device)
+        return FrameBatch(torch.stack(x), torch.stack(labels), is_first)
 
     def lane(self, lane: int, step: int) -> tuple[Tensor, Tensor, bool]:
-        """What one lane reads at a step: (frames, bins), (frames,) and whether an utterance begins."""
-        number, place = divmod(step, int(self.steps.sum()))
-        order, ends = self.order(lane, number)
-        k = np.searchsorted(ends, place, side="right")
-        at = place - int(ends[k] - self.steps[order[k]])
-        x, labels = self.read(order[k], self.steps[order[k]] * self.recipe.frames)
-        here = slice(at * self.recipe.frames, (at + 1) * self.recipe.frames)
-        return x[here], labels[here], at == 0
+        """Return what one lane reads in a step: features (frames, bins), labels (frames,), and
+        whether an utterance begins."""
+        pass_number, pass_step = divmod(step, int(self.lane_steps.sum()))
+        order, ends = self.cached_lane_order(lane, pass_number)
+        position = np.searchsorted(ends, pass_step, side="right")
+        k = order[position]
+        piece = pass_step - int(ends[position] - self.lane_steps[k])
+        x, labels = self.cached_frames(k, self.lane_steps[k] * self.recipe.frames)
+        frames = slice(piece * self.recipe.frames, (piece + 1) * self.recipe.frames)
+        return x[frames], labels[frames], piece == 0
 
-    def pass_of_lane(self, lane: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the utterances in pass `number` of a lane, and the steps at which each is over."""
-        order = np.random.default_rng((self.seed, number, lane)).permutation(len(self.lengths))
-        return order, np.cumsum(self.steps[order])
+    def lane_order(self, lane: int, pass_number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of the utterances in a pass of a lane, and the steps at which each
+        ends."""
+        random = np.random.default_rng((self.seed, pass_number, lane))
+        order = random.permutation(len(self.lengths))
+        return order, np.cumsum(self.lane_steps[order])
 
-    def pass_in_batches(self, number: int) -> list[np.ndarray]:
-        """The utterances of each batch of pass `number`, of similar lengths."""
-        random = np.random.default_rng((self.seed, number))
+    def groups_of_pass(self, pass_number: int) -> list[np.ndarray]:
+        """Return the utterances of each batch of a pass, of similar lengths."""
+        random = np.random.default_rng((self.seed, pass_number))
         order = np.argsort(self.lengths * random.uniform(0.9, 1.1, len(self.lengths)))
-        groups = np.array_split(order, self.per_epoch)
+        groups = np.array_split(order, self.steps_per_epoch)
         return [groups[k] for k in random.permutation(len(groups))]
 
-    def labelled(self, k: int, frames: int) -> tuple[Tensor, Tensor]:
-        """An utterance of `used` made `frames` long: (frames, bins), (frames,)"""
-        x, utterance = self.features[self.used[k]], self.corpus.utterances[self.used[k]]
-        labels = torch.full((frames,), -1)
+    def labelled_frames(self, k: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Return utterance `used[k]`, made so many frames long: features (frames, bins) and labels
+        (frames,)."""
+        x = self.features[self.used[k]]
+        utterance = self.corpus.utterances[self.used[k]]
         numbers = [self.numbers.get(symbol, -1) for symbol in frame_labels(utterance)]
+        labels = torch.full((frames,), -1)
         labels[self.recipe.delay : self.recipe.delay + len(x)] = torch.tensor(numbers)
         x = torch.cat([x, x[-1:].expand(frames - len(x), -1)])
         return x, labels.to(self.device)
 
-    def transcripts(self, chosen: np.ndarray) -> TranscriptBatch:
-        spoken = [
-            transcript(self.corpus.utterances[self.used[k]], self.recipe.targets) for k in chosen
-        ]
-        labels = [
-            torch.tensor([self.numbers[s] for s in symbols if s in self.numbers])
-            for symbols in spoken
-        ]
-        x = pad_sequence([self.features[self.used[k]] for k in chosen], batch_first=True)
-        lengths, counts = (
-            torch.from_numpy(self.lengths[chosen]),
-            torch.tensor([len(row) for row in labels]),
+    def transcript_batch(self, chosen: np.ndarray) -> TranscriptBatch:
+        x = []
+        labels = []
+        for k in chosen:
+            symbols = transcript(self.corpus.utterances[self.used[k]], self.recipe.targets)
+            numbers = [self.numbers[symbol] for symbol in symbols if symbol in self.numbers]
+            labels.append(torch.tensor(numbers))
+            x.append(self.features[self.used[k]])
+        lengths = torch.from_numpy(self.lengths[chosen])
+        counts = torch.tensor([len(row) for row in labels])
+        return TranscriptBatch(
+            pad_sequence(x, batch_first=True),
+            lengths.to(self.device),
+            pad_sequence(labels, batch_first=True).long().to(self.device),
+            counts.to(self.device),
         )
-        labels = pad_sequence(labels, batch_first=True).long()
-        return TranscriptBatch(x, *(tensor.to(self.device) for tensor in (lengths, labels, counts)))
 
     def development(self, model: Recogniser) -> Iterator[tuple[FrameBatch | TranscriptBatch, int]]:
-        """Every utterance of the domain, whole."""
+        """Yield every utterance of the domain, whole."""
         self.number_labels(model.config.symbols)
         order = np.argsort(self.lengths, kind="stable")
         for first in range(0, len(order), self.recipe.batch):
             chosen = order[first : first + self.recipe.batch]
-            if not self.framewise:
-                yield self.transcripts(chosen), len(chosen)
+            if not self.is_framewise:
+                yield self.transcript_batch(chosen), len(chosen)
                 continue
             longest = int(self.lengths[chosen].max()) + self.recipe.delay
-            x, labels = zip(*(self.labelled(k, longest) for k in chosen), strict=True)
-            begun = torch.ones(len(chosen), dtype=torch.bool, device=self.device)
-            batch = FrameBatch(torch.stack(x), torch.stack(labels), begun)
+            rows = [self.labelled_frames(k, longest) for k in chosen]
+            x, labels = zip(*rows, strict=True)
+            is_first = torch.ones(len(chosen), dtype=torch.bool, device=self.device)
+            batch = FrameBatch(torch.stack(x), torch.stack(labels), is_first)
             yield batch, max(1, int((batch.labels >= 0).sum()))
 
     @property
     def size(self) -> str:
-        return super().size if self.framewise else f"{self.recipe.batch} utterances"
+        return super().size if self.is_framewise else f"{self.recipe.batch} utterances"
 
     @classmethod
-    def derived(cls, recipe: Recipe) -> dict:
+    def derived_settings(cls, recipe: Recipe) -> dict:
         criterion = "frames" if recipe.targets == "frames" else "ctc"
-        return super().derived(recipe) | {"delay": recipe.delay, "criterion": criterion}
+        own = {"delay": recipe.delay, "criterion": criterion}
+        return super().derived_settings(recipe) | own
 
     @classmethod
-    def check(cls, name, recipe, config, given) -> None:
+    def check(cls, name: str, recipe: Recipe, config: dict, given: dict[str, str]) -> None:
         super().check(name, recipe, config, given)
-        if recipe.targets == "frames":
-            if "criterion" not in config:
-                raise SettingError(
-                    f"targets=frames: {name} learns from transcripts; expected phones or characters"
-                )
-        elif idle := {"frames", "delay"} & set(given):
+        if recipe.targets == "frames" and "criterion" not in config:
             raise SettingError(
-                f"{min(idle)}={given[min(idle)]}: is for targets=frames, not {recipe.targets}"
+                f"targets=frames: {name} learns from transcripts; expected phones or characters"
             )
+        if recipe.targets != "frames":
+            for setting in ("delay", "frames"):
+                if setting in given:
+                    raise SettingError(
+                        f"{setting}={given[setting]}: is for targets=frames, not {recipe.targets}"
+                    )
 
     @classmethod
-    def check_lengths(cls, corpus, recipe) -> None:
+    def check_lengths(cls, corpus: Corpus, recipe: Recipe) -> None:
         """Utterances of every length are read to their end."""
 
     @classmethod
-    def for_model(cls, recipe, model, stft, before) -> Recipe:
+    def recipe_for(
+        cls, recipe: Recipe, model: Recogniser, stft: audio.STFT, former: dict
+    ) -> Recipe:
         kept = ("features", "extractor", "latent", "targets", "delay")
-        return replace(recipe, **{name: before[name] for name in kept})
+        return replace(recipe, **{name: former[name] for name in kept})
+
+
+def missing_labels(corpus: Corpus, inside: list[int], targets: str) -> str:
+    """Return the message of an error: none of these utterances has labels for these targets."""
+    possible = []
+    for other in TARGETS:
+        if any(transcript(corpus.utterances[i], other) for i in inside):
+            possible.append(other)
+    needed = "text" if targets == "characters" else "phone labels"
+    remedy = "expected phone labels or text"
+    if possible:
+        remedy = f"try targets={' or '.join(possible)}"
+    return f"{corpus.name}: has no {needed} for targets={targets}; {remedy}"
 
 
 def in_domain(utterance: Utterance, domain: str) -> bool:
-    """Whether an utterance is in a domain: names of DOMAINS with commas between them. Names of one field (sex,
-    condition) are alternatives; of both fields, one has to fit in each. An empty domain holds all."""
+    """Return whether an utterance is in a domain: names of DOMAINS with commas between them. Names
+    of one field (sex, condition) are alternatives; of both fields, one has to fit in each. An
+    empty domain holds all."""
     allowed = {}
     for name in domain.split(",") if domain else ():
         field, values = DOMAIN_FIELDS[name]
@@ -211,24 +251,26 @@ def in_domain(utterance: Utterance, domain: str) -> bool:
 
 
 def members(corpus: Corpus, domain: str) -> list[int]:
-    """Which utterances are in a domain. CorpusError where none is."""
+    """Return which utterances are in a domain. Raises CorpusError where none is."""
     inside = [i for i, utterance in enumerate(corpus.utterances) if in_domain(utterance, domain)]
-    if not inside:
-        there = ", ".join(
-            name for name in DOMAIN_FIELDS if any(in_domain(u, name) for u in corpus.utterances)
-        )
-        where = f"{corpus.name}: no utterance of {corpus.utterances[0].split} is in domain={domain}"
-        raise CorpusError(f"{where}; there is: {there or 'none of these'}")
-    return inside
+    if inside:
+        return inside
+    present = []
+    for name in DOMAIN_FIELDS:
+        if any(in_domain(utterance, name) for utterance in corpus.utterances):
+            present.append(name)
+    raise CorpusError(
+        f"{corpus.name}: no utterance of {corpus.utterances[0].split} is in domain={domain}; "
+        f"there is: {', '.join(present) or 'none of these'}"
+    )
 
 
 def transcript(utterance: Utterance, targets: str) -> list[str]:
-    """What is said, in phones (targets "frames" or "phones") or in lower-case characters; empty where unknown."""
-    return (
-        list(utterance.text.lower())
-        if targets == "characters"
-        else [label for *_, label in utterance.phones]
-    )
+    """Return what is said, in phones (targets "frames" or "phones") or in lower-case characters;
+    empty where unknown."""
+    if targets == "characters":
+        return list(utterance.text.lower())
+    return [label for _, _, label in utterance.phones]
 
 
 def frame_labels(utterance: Utterance) -> list[str]:

@@ -284,7 +284,7 @@ def test_every_segment_is_drawn(corpus):
 
 def test_statistics_standardise_the_training_set(corpus):
     source, model = FeatureSegments(corpus.split("train"), recipe(), 0, CPU), build_model("fhvae")
-    model.fit(source, fresh=True)
+    source.prepare(model, fresh=True)
     x = torch.cat([source.features(cuts) for _, cuts in source.index.in_order(64)])
     scaled = model.standardise(x).flatten(0, 1)
     torch.testing.assert_close(scaled.mean(0), torch.zeros(80), atol=1e-3, rtol=0)
@@ -312,18 +312,18 @@ def test_hierarchical_sampling_draws_sequences_and_gives_them_their_closed_form(
     training = corpus.split("train")
     few = recipe(sequences=2, table_steps=5)
     source, model = FeatureSegments(training, few, 0, CPU), build_model("fhvae")
-    model.fit(source, fresh=True)
+    source.prepare(model, fresh=True)
     optimiser = torch.optim.Adam(model.parameters())
     assert model.table.shape == (2, 16)
     before = model.table.clone()
-    model.before_step(
-        source, optimiser, 0
+    source.before_step(
+        model, optimiser, 0
     )  # an encoder that knows nothing yet has no closed form to give
     assert torch.equal(model.table, before)
     seen = set()
     for step in range(5, 125, 5):
-        model.before_step(source, optimiser, step)
-        chosen = source.chosen(step)
+        source.before_step(model, optimiser, step)
+        chosen = source.sequences_at(step)
         seen |= set(chosen)
         for row, sequence in zip(model.table, chosen, strict=True):
             first, last = (
@@ -340,15 +340,15 @@ def test_hierarchical_sampling_draws_sequences_and_gives_them_their_closed_form(
             )
     assert seen == set(range(len(source.index.counts)))
     model.table.data.fill_(7)
-    model.before_step(source, optimiser, 7)  # within a block the table is left to training
+    source.before_step(model, optimiser, 7)  # within a block the table is left to training
     assert (model.table == 7).all()
 
 
 def test_without_drawing_the_table_holds_every_sequence(corpus):
     source = FeatureSegments(corpus.split("train"), recipe(sequences=1000), 0, CPU)
-    assert np.array_equal(source.chosen(0), source.chosen(10_000)) and source.rows == len(
-        source.index.counts
-    )
+    assert np.array_equal(
+        source.sequences_at(0), source.sequences_at(10_000)
+    ) and source.rows == len(source.index.counts)
 
 
 # ----------------------------------------------------------------------------------------------------- the scripts
@@ -388,7 +388,7 @@ def test_training_can_start_from_another_model(speech):
     [
         ("features=power", "fbank"),
         ("window=512", "window"),
-        ("own_past=0,1", "own_past"),
+        ("own_past=0,1", "scheduled_sampling"),
         ("architecture=cnn", "lstm"),
     ]
     + [

@@ -15,9 +15,8 @@ SMALL = {"bins": 9, "latent": 3, "w_latent": 4, "width": 16, "feedforward": 32, 
 TRANSFORMERS = [
     (name, {"variant": variant}) for name in ("hit_dvae", "light_dvae") for variant in VARIANTS
 ]
-TRANSFORMERS += [
-    (name, {"context": 5, "phases": 2, "heads": 2}) for name in ("hit_dvae", "light_dvae")
-]
+LOCAL = {"context": 5, "phases": 2, "heads": 2}
+TRANSFORMERS += [(name, LOCAL) for name in ("hit_dvae_local", "light_dvae_local")]
 
 
 def small(name: str, **config) -> torch.nn.Module:
@@ -53,17 +52,17 @@ def test_causality_of_every_role(name, config, frame):
     """A frame of x, z or w that reached an output it must not reach, or failed to reach one it must, shows here."""
     model = small(name, **config)
     x, frames = spectrum(), 7
-    places, everything = model.places(frames), list(range(frames))
+    positions, everything = model.positions(frames), list(range(frames))
     noise = model.draw_noise(2, frames, torch.Generator().manual_seed(2))
     output = model(x, noise)
     z, w = output.z, output.w
 
     def outputs(x, z, w):
         x_past = past(model.input_scale(x))
-        prior = model.prior(past(z), w, x_past, places)
+        prior = model.prior(past(z), w, x_past, positions)
         q_z = model.infer_z(model.input_scale(x), w)
         return {
-            "likelihood": model.likelihood(z, w, x_past, places),
+            "likelihood": model.likelihood(z, w, x_past, positions),
             "prior": torch.cat(prior, -1),
             "q_z": torch.cat(q_z, -1),
         }
@@ -108,31 +107,34 @@ def test_cached_generation_equals_recomputation(name, config):
     output = model(x, noise)
     own = torch.zeros_like(x)
     for t in range(12):
-        log_variance = model.likelihood(output.z, output.w, past(own), model.places(12))
+        log_variance = model.likelihood(output.z, output.w, past(own), model.positions(12))
         assert torch.allclose(log_variance[:, t], generated[:, t], rtol=0, atol=1e-10)
         own = model.feed_back(log_variance)
 
 
-@pytest.mark.parametrize("config", [{}, {"context": 4, "phases": 3}])
-def test_samples_follow_prior_and_likelihood(config):
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("light_dvae", {}), ("hit_dvae", {}), ("light_dvae_local", {"context": 4, "phases": 3})],
+)
+def test_samples_follow_prior_and_likelihood(name, config):
     """A sample must be a fixed point: its own z and x through prior and likelihood give its own frames again."""
-    model = small("light_dvae", **config)
+    model = small(name, **config)
     drawn = []
     prior = model.prior
     model.prior = lambda *arguments, **options: (
         drawn.append(prior(*arguments, **options)) or drawn[-1]
     )
     log_variance = model.sample(2, 6, torch.Generator().manual_seed(3))
-    noise_z, w = model.draw_noise(2, 6, torch.Generator().manual_seed(3))
+    noise_z, w, _ = model.draw_noise(2, 6, torch.Generator().manual_seed(3))
     z = torch.cat([p.sample(noise_z[:, t : t + 1]) for t, p in enumerate(drawn)], 1)
-    x_past, places = past(model.feed_back(log_variance)), model.places(6)
+    x_past, positions = past(model.feed_back(log_variance)), model.positions(6)
     assert torch.allclose(
-        prior(past(z), w, x_past, places).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10
+        prior(past(z), w, x_past, positions).mean, torch.cat([p.mean for p in drawn], 1), atol=1e-10
     )
-    assert torch.allclose(model.likelihood(z, w, x_past, places), log_variance, atol=1e-10)
+    assert torch.allclose(model.likelihood(z, w, x_past, positions), log_variance, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae"])
+@pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae", "light_dvae_local"])
 def test_loss_is_the_bound(name):
     """−ELBO per frame, from torch.distributions and the definition of d_IS instead of our kernels."""
     model, x = small(name, beta_z=0.3), spectrum()
@@ -158,7 +160,7 @@ def test_loss_is_the_bound(name):
     )
 
 
-@pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae"])
+@pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae", "light_dvae_local"])
 def test_given_noise_everything_is_deterministic(name):
     model, x = small(name), spectrum()
     noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2))
@@ -170,7 +172,7 @@ def test_given_noise_everything_is_deterministic(name):
         model.resynthesise(x, "teacher", noise)
 
 
-@pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae"])
+@pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae", "light_dvae_local"])
 @pytest.mark.parametrize("scale", InputScale.SCALES)
 def test_digital_silence_is_finite(name, scale):
     """x = 0 in the middle of an utterance must not put inf or nan into the loss or any gradient."""
@@ -227,42 +229,47 @@ def test_statistics_start_the_output_at_mean_power():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_training_on_the_own_past(bf16):
-    """With own_past = 1 no past is the true one, and there is no gradient through it; every weight still learns, also
+    """With probability 1 no past is the true one, and there is no gradient through it; every weight still learns, also
     under autocast, whose cache of cast weights must not outlive the pass without gradient."""
     model, x = small("light_dvae").float(), spectrum().float()
-    noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2))
+    noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2), scheduled_sampling=True)
     forced = model(x, noise).log_variance
-    model.own_past = 1.0
-    own = model(x, noise).log_variance
+    own = model(x, noise, scheduled_sampling_prob=1.0).log_variance
     assert torch.equal(own[:, 0], forced[:, 0]) and (own[:, 1:] != forced[:, 1:]).any(-1).all()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss, _ = model.loss(x, noise)
+        loss, _ = model.loss(x, noise, scheduled_sampling_prob=1.0)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 
-def test_the_past_of_training_is_wrong():
+@torch.no_grad()
+def test_scheduled_sampling_corrupts_the_past():
     """A share of the sequences has the past of others, from silent to twice as loud, every second one decoded."""
     model, x = small("light_dvae", input_scale="root"), spectrum(batch=8)
     model.fit_statistics(x)
-    noise_z, w = model.draw_noise(8, 7, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    z, w, draws = model.draw_noise(8, 7, generator, scheduled_sampling=True)
     x_past = past(model.input_scale(x))
-    model.own_past = 0.75
-    torch.manual_seed(3)
-    wrong = model.replace_past(x_past, noise_z, w)
-    assert torch.equal(wrong[6:], x_past[6:]) and not wrong[:, 0].any()
+    corrupted = model.corrupt_past(x_past, z, w, draws, 0.75)
+    assert torch.equal(corrupted[6:], x_past[6:]) and not corrupted[:, 0].any()
     silence = model.input_scale(torch.zeros_like(x[:1, :1]))
-    level = (wrong - silence)[:6, 1:] / (x_past.roll(1, 0) - silence)[:6, 1:]
-    for row in (1, 3, 5):  # one level for the whole sequence
-        torch.testing.assert_close(level[row], level[row].mean().expand_as(level[row]))
-        assert 0 <= level[row].mean() <= 2
-    torch.manual_seed(3)
-    levels = 2 * torch.rand(6, 1, 1).to(x)
-    start = silence + levels * (x_past.roll(1, 0)[:6] - silence)
+    gains = (corrupted - silence)[:6, 1:] / (x_past.roll(1, 0) - silence)[:6, 1:]
+    for row in (1, 3, 5):  # one gain for the whole sequence
+        expected = torch.full_like(gains[row], 2 * draws[row].item())
+        torch.testing.assert_close(gains[row], expected)
+    start = silence + 2 * draws[:6, None, None] * (x_past.roll(1, 0)[:6] - silence)
     start[:, 0] = 0
-    decoded = past(model.feed_back(model.likelihood(noise_z[:6], w[:6], start, model.places(7))))
-    torch.testing.assert_close(wrong[:6:2], decoded[::2])
+    decoded = model.likelihood(z[:6], w[:6], start, model.positions(7))
+    torch.testing.assert_close(corrupted[:6:2], past(model.feed_back(decoded))[::2])
+
+
+@pytest.mark.parametrize("name", ["light_dvae", "hit_dvae_local"])
+def test_given_noise_scheduled_sampling_is_deterministic(name):
+    model, x = small(name), spectrum(batch=4)
+    noise = model.draw_noise(4, 7, scheduled_sampling=True)
+    first, again = (model.loss(x, noise, scheduled_sampling_prob=0.5)[0] for _ in range(2))
+    assert torch.equal(first, again) and first != model.loss(x, noise)[0]
 
 
 def test_unknown_names_are_refused():

@@ -5,6 +5,7 @@ import torch
 
 from minidvae.models import MODELS, build_model
 from minidvae.models.base import DVAE, past
+from minidvae.models.light_dvae import LigHTDVAE
 
 DVAES = [name for name, (kind, _) in MODELS.items() if issubclass(kind, DVAE)]
 SIZES = {"width": 8, "feedforward": 8, "layers": 1, "w_embedding": 4, "w_hidden": 4, "w_layers": 1}
@@ -13,7 +14,9 @@ SIZES = {"width": 8, "feedforward": 8, "layers": 1, "w_embedding": 4, "w_hidden"
 def given(name: str, frames: int = 5):
     """A model in float64, a spectrum, and the output for it. Weights are doubled so that everything moves visibly."""
     torch.manual_seed(0)
-    sizes = SIZES if name in ("light_dvae", "hit_dvae") else {}
+    sizes = SIZES if issubclass(MODELS[name][0], LigHTDVAE) else {}
+    if "local" in name:
+        sizes = sizes | {"context": 3, "phases": 2, "heads": 2}
     model = build_model(name, bins=6, latent=3, input_scale="root", **sizes).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -77,8 +77,7 @@ def small(corpus, settings, dtype=torch.float64, **config):
         build_model("acoustic", **(sizes | config)),
         Utterances(corpus.split("train"), settings, 0, CPU),
     )
-    model.fit(source, fresh=True)
-    model.before_step(source, None, 0)
+    source.prepare(model, fresh=True)
     return source, model.to(dtype)
 
 
@@ -135,7 +134,7 @@ def test_carried_state_makes_pieces_one_utterance(corpus):
     is not carried, or is carried into the next utterance, makes another one. So is that of a development set."""
     source, model = small(corpus, recipe())
     total, frames = 0.0, 0
-    for step in range(int(source.steps.sum())):
+    for step in range(int(source.lane_steps.sum())):
         batch = source(step)
         loss, _ = model.loss(batch._replace(x=batch.x.double()))
         loss.backward()  # an error where the graph of the step before is still there
@@ -226,7 +225,7 @@ def test_tones_stand_at_their_labels(corpus):
 def test_every_lane_reads_every_utterance_once(corpus):
     """In one pass, from the first to the last frame, its labels `delay` frames behind; no two lanes alike."""
     source, model = small(corpus, recipe(delay=2))
-    steps, number = int(source.steps.sum()), model.config.symbols.index
+    steps, number = int(source.lane_steps.sum()), model.config.symbols.index
     read = [[] for _ in range(3)]
     for step in range(steps):
         batch = source(step)
@@ -273,7 +272,7 @@ def test_transcripts_are_those_of_their_utterances(corpus, targets):
     """One pass holds every utterance once, beside others of about its length, with zeros after its end."""
     source, model = small(corpus, recipe(targets=targets))
     assert model.config.symbols == (("aa", "iy", "s") if targets == "phones" else ("a", "i", "s"))
-    assert source.per_epoch == 3
+    assert source.steps_per_epoch == 3
     seen, spreads = [], []
     for step in range(3):
         batch = source(step)
@@ -286,7 +285,7 @@ def test_transcripts_are_those_of_their_utterances(corpus, targets):
             seen += found
     assert sorted(seen) == list(range(9))
     assert np.mean(spreads) < 0.5 * np.std(source.lengths)
-    orders = [np.concatenate(source.groups(number)).tolist() for number in range(2)]
+    orders = [np.concatenate(source.groups_of_pass(number)).tolist() for number in range(2)]
     assert orders[0] != orders[1]
 
 
@@ -343,8 +342,8 @@ def test_symbols_that_were_not_trained_are_left_out(corpus):
     train = corpus.split("train")
     source, model = small(corpus, recipe(targets="phones"))
     model.config.symbols = ("aa", "s")
-    model.before_step(source, None, 0)
-    batch = source.transcripts(np.arange(9))
+    source.resume(model)
+    batch = source.transcript_batch(np.arange(9))
     for utterance, labels, count in zip(train.utterances, batch.labels, batch.counts, strict=True):
         kept = [p for p in transcript(utterance, "phones") if p != "iy"]
         assert [model.config.symbols[k - 1] for k in labels[:count]] == kept

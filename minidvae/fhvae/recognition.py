@@ -94,7 +94,7 @@ def pronunciations(
         entries = list(synthetic.LEXICON.items())
     if run.recipe.targets == "characters":
         words = {word for word, _ in entries}.union(
-            *(words_of(u.text) for u in training.utterance_batches)
+            *(words_of(u.text) for u in training.utterances)
         )
         entries = [(word, tuple(word)) for word in words]
     for word, spelled in entries:
@@ -155,7 +155,7 @@ class Task:
 def symbols_task(run: Run, training: Corpus) -> Task:
     recipe, symbols = run.recipe, run.model.config.symbols
     numbers = {symbol: number for number, symbol in enumerate(symbols)}
-    sequences = (transcript(u, recipe.targets) for u in training.utterance_batches)
+    sequences = (transcript(u, recipe.targets) for u in training.utterances)
     bigram = Bigram.fit(
         ([numbers[s] for s in spoken if s in numbers] for spoken in sequences if spoken),
         len(symbols),
@@ -180,7 +180,7 @@ def symbols_task(run: Run, training: Corpus) -> Task:
 
 def words_task(run: Run, training: Corpus, lexicon: Path | None) -> Task | None:
     """None where there are no words to be found, or no texts to compare them with."""
-    texts = [words_of(utterance.text) for utterance in training.utterance_batches]
+    texts = [words_of(utterance.text) for utterance in training.utterances]
     entries = pronunciations(run, training, lexicon) if any(texts) else []
     if not entries:
         return None

@@ -176,7 +176,7 @@ def rows_of(
         vectors += [(str(run.folder), name, alpha, known[name], others[name]) for name in known]
     baseline = ivectors_of(training, test, runs[0].device, seed)
     vectors += [(None, "i-vector", None, *known_and_others) for known_and_others in baseline]
-    speakers, rows, detectors = np.array([u.speaker for u in training.utterance_batches]), [], {}
+    speakers, rows, detectors = np.array([u.speaker for u in training.utterances]), [], {}
     for folder, name, alpha, known, others in vectors:
         dimension, errors = others.shape[1], score(others, trials)
         row = {

@@ -1,29 +1,33 @@
 """Dynamical variational autoencoders for speech.
 
-    build_model(name, **settings)                      a model of `minidvae.models.MODELS`
-    load_run(folder)                                   the model of a run folder, its STFT, what its checkpoint holds
-    load_pretrained("light_dvae-librispeech")          the same of a model that ships
-    enhance(waveform, rate)                            a noisy recording → a clean one
-    load_dvae_speech(folder)                           a model in the published format "DVAE-speech", and its STFT
-    import_dvae_speech(state_dict, network)            the same from a state dict and the settings in [Network]
+    build_model(name, **settings)                  a model of `minidvae.models.MODELS`
+    load_run(folder)                               a trained model, its STFT, the content of its checkpoint
+    load_pretrained(name)                          the same of a model that ships
+    enhance(waveform, rate)                        noisy speech → the speech without the noise
+    convert(source, reference, rate)               the words of one recording in the voice of another
+    load_dvae_speech(folder)                       a model in the published format "DVAE-speech", and its STFT
+    import_dvae_speech(state_dict, network)        the same from a state dict and the settings in [Network]
 
-They are imported when first asked for, so that `import minidvae` itself is light.
+These are imported when they are first used, so that `import minidvae` itself is fast.
 """
 
 from importlib import import_module
 
-_PLACES = {
+__version__ = "0.2.0"
+
+MODULES_OF_FUNCTIONS = {
     "build_model": "minidvae.models",
     "load_run": "minidvae.training.checkpoint",
     "load_pretrained": "minidvae.training.checkpoint",
     "enhance": "minidvae.inference.enhance",
+    "convert": "minidvae.inference.convert",
     "load_dvae_speech": "minidvae.models.published",
     "import_dvae_speech": "minidvae.models.published",
 }
-__all__ = list(_PLACES)
+__all__ = [*MODULES_OF_FUNCTIONS, "__version__"]
 
 
 def __getattr__(name: str):
-    if name not in _PLACES:
+    if name not in MODULES_OF_FUNCTIONS:
         raise AttributeError(f"module 'minidvae' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(MODULES_OF_FUNCTIONS[name]), name)

@@ -1,14 +1,14 @@
-"""Enhancement of noisy speech: mixtures of test speech with noise, or pairs of recordings, per signal-to-noise ratio.
+"""Enhancement of noisy speech: mixtures of test speech with noise, or pairs of recordings, for each
+signal-to-noise ratio.
 
-Beside the models stand the recording itself, a classical method that needs no training (log-MMSE), and as the ceiling
-the Wiener filter that knows speech and noise.
+Beside the models stand the recording itself, a classical method that needs no training (log-MMSE),
+and as the upper bound the Wiener filter that knows speech and noise.
 """
 
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,12 @@ from tqdm import tqdm
 from ..data import audio, synthetic
 from ..data.audio import SAMPLE_RATE, STFT
 from ..data.corpus import Corpus
-from ..data.layouts import sounds
-from ..inference.enhance import Settings, enhance_speech
+from ..data.layouts import sounds as sound_files
+from ..inference.enhance import EnhancementSettings, LearnedNoise, enhance_speech
 from ..training.config import SettingError
 from . import figures, metrics, report, resynthesis
-from .runs import Options, Run
+from .results import Evaluation, Figure, RunResult, Sound, Table
+from .runs import Options, Run, group_by_corpus, in_order_of
 
 MODELS = resynthesis.MODELS
 SNRS = (0.0, 5.0)  # dB
@@ -47,119 +48,150 @@ class Mixture:
     noisy: np.ndarray
 
 
-@report.by_corpus
-def evaluate(runs: list[Run], options: Options) -> list[dict]:
-    """A table for each ratio, and results.json, wav files and figures in the folder of every run."""
+def evaluate(runs: list[Run], options: Options) -> Evaluation:
+    """Return a table for each ratio, and for each run its measures, and sounds and figures of
+    EXAMPLES."""
+    body = []
+    results = []
+    for group in group_by_corpus(runs):
+        group_body, group_results = evaluate_corpus(group, options)
+        body += group_body
+        results += group_results
+    return Evaluation(
+        task="enhancement",
+        description="Enhancement of noisy speech: mixtures of test speech with noise, or pairs of "
+        "recordings, for each signal-to-noise ratio.",
+        settings=options.select("noise", "snr", "pairs", "method", "iterations"),
+        body=body,
+        results=in_order_of(runs, results),
+    )
+
+
+def evaluate_corpus(runs: list[Run], options: Options) -> tuple[list[str | Table], list[RunResult]]:
     mixtures = list(mixtures_of(runs[0], options))
     baselines = {
         "noisy": score(mixtures, [mixture.noisy for mixture in mixtures]),
         "log-MMSE": score(mixtures, [log_mmse(mixture.noisy) for mixture in mixtures]),
         "oracle Wiener": score(mixtures, [oracle(mixture) for mixture in mixtures]),
     }
-    enhanced = partial(evaluate_run, mixtures=mixtures)
-    results = report.evaluate_each(runs, options, enhanced, "wav files and figures")
-    titles = dict(
-        zip(report.titles(runs), (result["utterances"] for result in results), strict=True)
-    )
+    results = [evaluate_run(run, options, mixtures) for run in runs]
+    rows = dict(baselines)
+    for title, result in zip(report.titles(runs), results, strict=True):
+        rows[title] = result.values["utterances"]
+    body = []
     for snr in dict.fromkeys(mixture.snr for mixture in mixtures):
-        cells = [
-            [title, *row(utterances, snr)] for title, utterances in (baselines | titles).items()
-        ]
-        print(f"\n{'recorded pairs' if snr is None else f'{snr:g} dB'}")
-        print(report.table(["", *(heading for heading, _ in COLUMNS.values()), "RTF"], cells))
-    about = "Gain: of SI-SDR over the noisy recording. PESQ: narrow band, raw (P.862) and LQO; wide band (P.862.2)."
-    print(
-        f"\nMean ± standard error over recordings. {about} RTF: seconds of work for a second of sound."
+        body.append("Recorded pairs" if snr is None else f"{snr:g} dB")
+        body.append(table(rows, snr))
+    body.append(
+        "Mean ± standard error over recordings. Gain: of SI-SDR over the noisy recording. PESQ: "
+        "narrow band, raw (P.862) and LQO; wide band (P.862.2). RTF: seconds of work for a second "
+        "of sound."
     )
-    return [result | {"baselines": baselines} for result in results]
+    for result in results:
+        result.values["baselines"] = baselines
+    return body, results
+
+
+def table(rows: dict[str, list[dict]], snr: float | None) -> Table:
+    """Return the means over the recordings of one ratio, a row for each title."""
+    lines = []
+    for title, utterances in rows.items():
+        measures = []
+        for utterance in utterances:
+            if utterance["snr"] == snr:
+                measures.append({name: utterance.get(name, np.nan) for name in (*COLUMNS, "rtf")})
+        summary = metrics.summary(measures)
+        rtf = report.number(summary["rtf"]["mean"], ".2f")
+        lines.append([title, *report.summary_cells(summary, COLUMNS), rtf])
+    return Table(["", *(heading for heading, _ in COLUMNS.values()), "RTF"], lines)
 
 
 def score(mixtures: list[Mixture], estimates: list[np.ndarray]) -> list[dict]:
-    """What each estimate is measured as, with the name and the ratio of its mixture."""
-    triples = (
-        (m.clean, m.noisy, estimate) for m, estimate in zip(mixtures, estimates, strict=True)
-    )
+    """Return the measures of each estimate, with the name and the ratio of its mixture."""
+    triples = []
+    for mixture, estimate in zip(mixtures, estimates, strict=True):
+        triples.append((mixture.clean, mixture.noisy, estimate))
     measures = metrics.metrics_of(triples, metrics.enhancement_metrics)
-    return [
-        {"name": m.name, "snr": m.snr} | found for m, found in zip(mixtures, measures, strict=True)
-    ]
+    rows = []
+    for mixture, measure in zip(mixtures, measures, strict=True):
+        rows.append({"name": mixture.name, "snr": mixture.snr} | measure)
+    return rows
 
 
-def row(utterances: list[dict], snr: float | None) -> list[str]:
-    """The cells of a table's row: means over the recordings of one ratio."""
-    chosen = [{"rtf": np.nan} | utterance for utterance in utterances if utterance["snr"] == snr]
-    summary = metrics.summary(
-        {name: utterance[name] for name in (*COLUMNS, "rtf")} for utterance in chosen
-    )
-    return [*report.summary_cells(summary, COLUMNS), report.number(summary["rtf"]["mean"], ".2f")]
-
-
-def evaluate_run(run: Run, options: Options, mixtures: list[Mixture]) -> dict:
-    """Every mixture enhanced, then measured: {"settings", "utterances"}."""
-    settings, estimates, rows = Settings.of(options.method, options.iterations), [], []
+def evaluate_run(run: Run, options: Options, mixtures: list[Mixture]) -> RunResult:
+    """Enhance every mixture, then measure it: {"settings", "utterances"}."""
+    settings = EnhancementSettings.for_method(options.method, options.iterations)
+    estimates = []
+    rows = []
+    sounds = []
+    pictures = []
     for number, mixture in enumerate(tqdm(mixtures, "enhancement", unit="recording", disable=None)):
-        noisy, seed = (
-            torch.from_numpy(mixture.noisy).to(run.device),
-            zlib.crc32(mixture.name.encode()) + options.seed,
-        )
+        noisy = torch.from_numpy(mixture.noisy).to(run.device)
+        seed = zlib.crc32(mixture.name.encode()) + options.seed
         start = time.perf_counter()
         clean, learned = enhance_speech(run.model, run.stft, noisy, settings, seed)
-        estimates.append(clean.cpu().numpy())
-        rtf = (time.perf_counter() - start) / (len(mixture.noisy) / SAMPLE_RATE)
-        run.check_finite(estimates[-1], f"{mixture.name}: the model's output")
-        rows.append({"rtf": rtf, "objective": [objective for *_, objective in learned]})
+        estimate = clean.cpu().numpy()
+        seconds = time.perf_counter() - start
+        run.check_finite(estimate, f"{mixture.name}: the model's output")
+        estimates.append(estimate)
+        objectives = [noise.objective for noise in learned]
+        rows.append({"rtf": seconds / (len(noisy) / SAMPLE_RATE), "objective": objectives})
         if number < EXAMPLES:
-            keep(run, mixture, estimates[-1], learned)
+            waveforms = {"noisy": mixture.noisy, "enhanced": estimate, "clean": mixture.clean}
+            for label, waveform in waveforms.items():
+                sounds.append(Sound(mixture.name, label, waveform))
+            png = draw_enhancement(waveforms, learned, run.stft)
+            pictures.append(Figure(mixture.name, png, group=mixture.name))
     scores = score(mixtures, estimates)
-    return {
-        "settings": vars(settings),
-        "utterances": [a | b for a, b in zip(scores, rows, strict=True)],
+    values = {
+        "settings": asdict(settings),
+        "utterances": [measures | row for measures, row in zip(scores, rows, strict=True)],
     }
+    return run.result(values, sounds=sounds, figures=pictures)
 
 
-def keep(run: Run, mixture: Mixture, estimate: np.ndarray, learned: list) -> None:
-    """Three sounds, and a picture of them with the noise as the model learned it."""
-    heard = {"noisy": mixture.noisy, "enhanced": estimate, "clean": mixture.clean}
-    for kind, sound in heard.items():
-        audio.write(run.target / f"{mixture.name}-{kind}.wav", sound)
-    picture(heard, learned, run.stft, run.target / f"{mixture.name}.png")
-
-
-def picture(heard: dict[str, np.ndarray], learned: list, stft: STFT, path: Path) -> None:
-    """Spectrograms of sounds (samples,), the noisy one first, and of the noise as `enhance_speech` learned it."""
-    peak = np.abs(next(iter(heard.values()))).max()
-    panels = [
-        (kind, stft.analyse(torch.from_numpy(x / peak)).abs().square().numpy())
-        for kind, x in heard.items()
-    ]
-    noise = torch.cat([levels @ spectra for levels, spectra, _ in learned]).cpu().numpy()
-    figures.spectrograms([*panels, ("noise as learned, block by block", noise)], stft, path)
+def draw_enhancement(
+    waveforms: dict[str, np.ndarray], learned: list[LearnedNoise], stft: STFT
+) -> bytes:
+    """Draw spectrograms of sounds (samples,) by title, the noisy one first, and of the noise as it
+    was learned."""
+    peak = np.abs(next(iter(waveforms.values()))).max()
+    panels = []
+    for title, waveform in waveforms.items():
+        power = stft.analyse(torch.from_numpy(waveform / peak)).abs().square()
+        panels.append((title, power.numpy()))
+    noise = torch.cat([block.levels @ block.spectra for block in learned]).cpu().numpy()
+    panels.append(("noise as learned, block by block", noise))
+    return figures.spectrograms(panels, stft)
 
 
 def mixtures_of(run: Run, options: Options) -> Iterator[Mixture]:
-    """Recorded pairs, or every test utterance at each ratio: with clips of a folder, looped where they are shorter, or
-    with the built-in noises in turn. The same ones for every model."""
+    """Yield recorded pairs, or every test utterance at each ratio: with clips of a folder, looped
+    where they are shorter, or with the built-in noises in turn. The same ones for every model."""
     if options.pairs:
         if options.noise or options.snr:
-            raise SettingError("--pairs: are as they were recorded; leave out --noise and --snr")
+            raise SettingError(
+                "recorded pairs are as they were recorded; leave out --noise and --snr"
+            )
         yield from run.test
         return
-    if not np.isfinite(options.snr or SNRS).all():
+    snrs = options.snr or SNRS
+    if not np.isfinite(snrs).all():
         raise SettingError("--snr: expected finite numbers")
-    clips = clips_of(options.noise) if options.noise else None
-    for snr in options.snr or SNRS:
-        yield from (
-            mix(run.test, index, snr, clips, options.seed) for index in range(len(run.test))
-        )
+    clips = noise_clips(options.noise) if options.noise else None
+    for snr in snrs:
+        for index in range(len(run.test)):
+            yield mix(run.test, index, snr, clips, options.seed)
 
 
 def mix(test: Corpus, index: int, snr: float, clips: list[np.ndarray] | None, seed: int) -> Mixture:
-    utterance, clean = test.utterances[index], test.waveform(index)
+    """Mix a test utterance with one of the clips, or of the built-in noises, at a ratio in dB."""
+    utterance = test.utterances[index]
+    clean = test.waveform(index)
     random = np.random.default_rng((seed, zlib.crc32(utterance.name.encode())))
     if clips is None:
-        noise = synthetic.make_noise(
-            synthetic.NOISES[index % len(synthetic.NOISES)], len(clean), random
-        )
+        name = synthetic.NOISES[index % len(synthetic.NOISES)]
+        noise = synthetic.make_noise(name, len(clean), random)
     else:
         clip = clips[index % len(clips)]
         start = random.choice(np.flatnonzero(clip))  # not in a silence
@@ -168,57 +200,75 @@ def mix(test: Corpus, index: int, snr: float, clips: list[np.ndarray] | None, se
     return Mixture(f"{utterance.name}-{snr:g}dB", snr, clean, noisy.astype(np.float32))
 
 
-def clips_of(folder: Path) -> list[np.ndarray]:
-    """The sounds of a folder that are not silent. SettingError where there is none."""
-    clips = [clip for clip in map(audio.load, sounds(folder)) if clip.any()]
+def noise_clips(folder: Path) -> list[np.ndarray]:
+    """Return the sounds of a folder that are not silent. Raises SettingError where there is none."""
+    clips = []
+    for path in sound_files(folder):
+        clip = audio.load(path)
+        if clip.any():
+            clips.append(clip)
     if not clips:
-        raise SettingError(f"--noise {folder}: holds no sound of noise")
+        raise SettingError(f"{folder}: holds no sound of noise")
     return clips
 
 
-def pairs_of(folder: Path) -> Iterator[Mixture]:
-    """DIR/clean/NAME and DIR/noisy/NAME, or clean-NAME and noisy-NAME in one folder. SettingError where there is none,
-    or two files differ in length."""
-    in_one = sounds(folder, "clean-*")
-    found = in_one or sounds(folder, "clean/*")
-    if not found:
+def load_pairs(folder: Path) -> Iterator[Mixture]:
+    """Yield the pairs DIR/clean/NAME and DIR/noisy/NAME, or clean-NAME and noisy-NAME in one
+    folder. Raises SettingError where there is none, or two files differ in length."""
+    in_one_folder = sound_files(folder, "clean-*")
+    clean_files = in_one_folder or sound_files(folder, "clean/*")
+    if not clean_files:
         raise SettingError(
-            f"--pairs {folder}: expected clean/ and noisy/ with the same names, or clean-* and noisy-*"
+            f"{folder}: expected clean/ and noisy/ with the same names, or clean-* and noisy-*"
         )
-    for path in found:
-        name = path.name.removeprefix("clean-") if in_one else path.name
-        partner = folder / f"noisy-{name}" if in_one else folder / "noisy" / name
-        clean, noisy = audio.load(path), audio.load(partner)
+    for path in clean_files:
+        if in_one_folder:
+            name = path.name.removeprefix("clean-")
+            partner = folder / f"noisy-{name}"
+        else:
+            name = path.name
+            partner = folder / "noisy" / name
+        clean = audio.load(path)
+        noisy = audio.load(partner)
         if clean.shape != noisy.shape:
-            raise SettingError(f"--pairs {folder}: {path.name} and {partner.name} differ in length")
+            raise SettingError(f"{folder}: {path.name} and {partner.name} differ in length")
         yield Mixture(Path(name).stem, None, clean, noisy)
 
 
 def oracle(mixture: Mixture) -> np.ndarray:
-    """The Wiener filter |s|²/(|s|² + |n|²)."""
+    """Return the estimate of the Wiener filter |s|²/(|s|² + |n|²), which knows both."""
     stft = STFT()
-    clean, noisy = (stft.analyse(torch.from_numpy(x)) for x in (mixture.clean, mixture.noisy))
-    speech, noise = clean.abs().square(), (noisy - clean).abs().square()
+    clean = stft.analyse(torch.from_numpy(mixture.clean))
+    noisy = stft.analyse(torch.from_numpy(mixture.noisy))
+    speech = clean.abs().square()
+    noise = (noisy - clean).abs().square()
     gains = speech / (speech + noise).clamp_min(1e-12)
     return stft.synthesise(gains * noisy, len(mixture.noisy)).numpy()
 
 
 def log_mmse(noisy: np.ndarray) -> np.ndarray:
-    """Ephraim & Malah 1985 (log-spectral amplitude, decision-directed a-priori ratio), with the noise tracked by the
-    probability of speech of Gerkmann & Hendriks 2012."""
+    """Return the log-spectral amplitude estimate of Ephraim & Malah 1985 with a decision-directed
+    a-priori ratio, the noise tracked by the probability of speech of Gerkmann & Hendriks 2012."""
     stft = STFT(512, 256)
     spectrum = stft.analyse(torch.from_numpy(noisy))
     power = spectrum.abs().square().numpy().astype(np.float64) + 1e-12
-    noise, presence, before = power[:5].mean(0), np.full(stft.bins, 0.5), np.zeros(stft.bins)
-    likely, gains = 10**1.5, np.empty_like(power)  # the ratio of 15 dB where there is speech
-    for t, now in enumerate(power):
-        probability = 1 / (1 + (1 + likely) * np.exp(-now / noise * likely / (1 + likely)))
+    noise = power[:5].mean(0)
+    presence = np.full(stft.bins, 0.5)
+    previous_speech = np.zeros(stft.bins)
+    speech_ratio = 10**1.5  # the signal-to-noise ratio where there is speech, 15 dB
+    gains = np.empty_like(power)
+    for t, frame in enumerate(power):
+        exponent = -frame / noise * speech_ratio / (1 + speech_ratio)
+        probability = 1 / (1 + (1 + speech_ratio) * np.exp(exponent))
         presence = 0.9 * presence + 0.1 * probability
         probability = np.where(presence > 0.99, np.minimum(probability, 0.99), probability)
-        noise = 0.8 * noise + 0.2 * ((1 - probability) * now + probability * noise)
-        posterior = np.minimum(now / noise, 1e3)
-        prior = np.maximum(0.98 * before / noise + 0.02 * np.maximum(posterior - 1, 0), 10**-2.5)
-        wiener = prior / (1 + prior)
-        gains[t] = np.minimum(wiener * np.exp(0.5 * exp1(np.maximum(wiener * posterior, 1e-8))), 1)
-        before = gains[t] ** 2 * now
-    return stft.synthesise(torch.from_numpy(gains).to(spectrum) * spectrum, len(noisy)).numpy()
+        noise = 0.8 * noise + 0.2 * ((1 - probability) * frame + probability * noise)
+        posterior_snr = np.minimum(frame / noise, 1e3)
+        excess = np.maximum(posterior_snr - 1, 0)
+        prior_snr = np.maximum(0.98 * previous_speech / noise + 0.02 * excess, 10**-2.5)
+        wiener = prior_snr / (1 + prior_snr)
+        integral = exp1(np.maximum(wiener * posterior_snr, 1e-8))
+        gains[t] = np.minimum(wiener * np.exp(0.5 * integral), 1)
+        previous_speech = gains[t] ** 2 * frame
+    enhanced = torch.from_numpy(gains).to(spectrum) * spectrum
+    return stft.synthesise(enhanced, len(noisy)).numpy()

@@ -1,5 +1,6 @@
-"""Pictures. matplotlib is imported when one is drawn, and draws to files only."""
+"""Pictures, as the content of PNG files. matplotlib is imported when one is drawn."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,17 @@ from ..files import atomic_write
 from .metrics import DetectionErrors, eer
 
 
+class Picture:
+    """A figure and its axes (rows, columns) to draw on; `png` is its content afterwards."""
+
+    def __init__(self, figure, axes):
+        self.figure = figure
+        self.axes = axes
+        self.png = b""
+
+
 @contextmanager
-def _picture(
-    path: str | Path, rows: int, columns: int, pads: dict | None = None, **options
-) -> Iterator[tuple]:
-    """A figure and its axes (rows, columns) to draw on; written to `path` afterwards."""
+def _picture(rows: int, columns: int, pads: dict | None = None, **options) -> Iterator[Picture]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -24,16 +31,19 @@ def _picture(
 
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **options)
     figure.get_layout_engine().set(**pads or {})
-    yield figure, axes
-    with atomic_write(path) as beside:
-        figure.savefig(beside, dpi=120)
+    picture = Picture(figure, axes)
+    yield picture
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120)
     plt.close(figure)
+    picture.png = content.getvalue()
 
 
 def curves(reports: list[dict], path: str | Path) -> None:
     """One panel for each term of the loss: training and development against the step."""
     terms, steps = list(reports[-1]["train"]), [report["step"] for report in reports]
-    with _picture(path, 1, len(terms), figsize=(3.2 * len(terms), 2.8)) as (_, axes):
+    with _picture(1, len(terms), figsize=(3.2 * len(terms), 2.8)) as picture:
+        axes = picture.axes
         for axis, term in zip(axes[0], terms, strict=True):
             parts = [part for part in ("train", "dev") if term in reports[-1][part]]
             values = np.array(
@@ -44,6 +54,8 @@ def curves(reports: list[dict], path: str | Path) -> None:
             if values.min() > 0 and values.max() > 20 * values.min():
                 axis.set_yscale("log")
         axes[0, 0].legend()
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(picture.png)
 
 
 def _spectrogram(axis, power: np.ndarray, stft: STFT, loudest: float):
@@ -55,40 +67,45 @@ def _spectrogram(axis, power: np.ndarray, stft: STFT, loudest: float):
     )
 
 
-def spectrograms(rows: list[tuple[str, np.ndarray]], stft: STFT, path: str | Path) -> None:
+def spectrograms(rows: list[tuple[str, np.ndarray]], stft: STFT) -> bytes:
     """Power spectrograms (frames, bins) under one another, in dB on one scale: 80 dB under the first's maximum."""
-    with _picture(path, len(rows), 1, figsize=(8, 2.2 * len(rows)), sharex=True) as (figure, axes):
+    size = (8, 2.2 * len(rows))
+    with _picture(len(rows), 1, figsize=size, sharex=True) as picture:
+        axes = picture.axes
         for axis, (title, power) in zip(axes[:, 0], rows, strict=True):
             image = _spectrogram(axis, power, stft, rows[0][1].max())
             axis.set(title=title, ylabel="kHz")
         axes[-1, 0].set_xlabel("s")
-        figure.colorbar(image, ax=axes[:, 0].tolist(), label="dB")
+        picture.figure.colorbar(image, ax=axes[:, 0].tolist(), label="dB")
+    return picture.png
 
 
-def contact_sheet(rows: list[tuple[str, np.ndarray, STFT]], path: str | Path) -> None:
+def contact_sheet(rows: list[tuple[str, np.ndarray, STFT]]) -> bytes:
     """LigHT-DVAE paper, Figure 3: a row of power spectrograms (clips, frames, bins) for each title, in dB on one scale:
     80 dB under the first row's maximum. Power is that over the energy of the window, so that rows of different windows
     compare."""
     across, loudest = len(rows[0][1]), rows[0][1].max() / rows[0][2].energy
     size = (2.4 * across + 1, 1.5 * len(rows))
-    with _picture(path, len(rows), across, figsize=size, sharex=True, sharey=True) as (
-        figure,
-        axes,
-    ):
+    with _picture(len(rows), across, figsize=size, sharex=True, sharey=True) as picture:
+        axes = picture.axes
         for (title, clips, stft), row in zip(rows, axes, strict=True):
             for axis, power in zip(row, clips, strict=True):
                 image = _spectrogram(axis, power / stft.energy, stft, loudest)
             row[0].set_ylabel(f"{title}\nkHz", fontsize="small")
         for axis in axes[-1]:
             axis.set_xlabel("s")
-        figure.colorbar(image, ax=axes.ravel().tolist(), label="dB", fraction=0.04, aspect=50)
+        everything = axes.ravel().tolist()
+        picture.figure.colorbar(image, ax=everything, label="dB", fraction=0.04, aspect=50)
+    return picture.png
 
 
-def det_curves(detectors: dict[str, DetectionErrors], path: str | Path) -> None:
+def det_curves(detectors: dict[str, DetectionErrors]) -> bytes:
     """Detection error trade-off: misses against false alarms by title, on the scale of normal deviates, with a dot
     at the equal error rate."""
-    percent, limits = np.array([0.1, 0.5, 1, 2, 5, 10, 20, 40, 60]), ndtri([0.0005, 0.65])
-    with _picture(path, 1, 1, figsize=(6, 6)) as (_, ((axis,),)):
+    percent = np.array([0.1, 0.5, 1, 2, 5, 10, 20, 40, 60])
+    limits = ndtri([0.0005, 0.65])
+    with _picture(1, 1, figsize=(6, 6)) as picture:
+        axis = picture.axes[0, 0]
         for title, errors in detectors.items():
             rates = np.stack([errors.false_alarm_rates, errors.miss_rates]).clip(1e-5, 1 - 1e-5)
             points = ndtri(rates)[:, ::-1].round(3)  # rising false alarms, falling misses
@@ -106,6 +123,7 @@ def det_curves(detectors: dict[str, DetectionErrors], path: str | Path) -> None:
         )
         axis.grid(color="0.9")
         axis.legend(fontsize="small")
+    return picture.png
 
 
 def _tiles(segments: np.ndarray, gap: int) -> np.ndarray:
@@ -124,29 +142,25 @@ def _features(axis, image: np.ndarray, originals: np.ndarray, **labels) -> None:
     axis.set(xticks=(), yticks=(), **labels)
 
 
-def swap_grid(a: np.ndarray, b: np.ndarray, c: np.ndarray, path: str | Path) -> None:
+def swap_grid(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> bytes:
     """FHVAE paper, Figure 4. Segments (frames, bins) each: block A (rows, 1) the reconstructions of seeds; block B
     (2, columns) originals over their reconstructions; block C (rows, columns), z1 of the row with z2 of the column."""
     rows, columns = c.shape[:2]
-    ratios, pads = (
-        {"width_ratios": (1, columns), "height_ratios": (2, rows)},
-        {"w_pad": 0.06, "h_pad": 0.06},
-    )
+    ratios = {"width_ratios": (1, columns), "height_ratios": (2, rows)}
+    pads = {"w_pad": 0.06, "h_pad": 0.06, "wspace": 0.01, "hspace": 0.01}
     size = (0.7 * (columns + 1.6), 1.0 * (rows + 2.4))
-    with _picture(
-        path, 2, 2, pads | {"wspace": 0.01, "hspace": 0.01}, figsize=size, gridspec_kw=ratios
-    ) as (_, axes):
+    with _picture(2, 2, pads, figsize=size, gridspec_kw=ratios) as picture:
+        axes = picture.axes
         axes[0, 0].set_axis_off()
         blocks = (("B", b, "tab:red"), ("A", a, "tab:green"), ("C", c, "tab:blue"))
         for axis, (name, segments, colour) in zip(axes.flat[1:], blocks, strict=True):
             _features(axis, _tiles(segments, gap=2), b[0])
             axis.spines[:].set(color=colour, linewidth=3)
             axis.set_title(name, color=colour, fontweight="bold", fontsize=14, loc="left", pad=3)
+    return picture.png
 
 
-def traversal(
-    seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], values: np.ndarray, path: str | Path
-) -> None:
+def traversal(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], values: np.ndarray) -> bytes:
     """FHVAE paper, Figures 11 to 14: a block for each latent, seeds (n, frames, bins) at its left and, at its right,
     what is decoded (n, values, frames, bins) while that latent takes `values`; `walks` are (title, decoded)."""
     across = min(4, len(walks))
@@ -155,7 +169,9 @@ def traversal(
     space = np.full((n * (bins + 4) - 4, 12), np.nan)
     middles = frames + 12 + (frames + 4) * np.arange(steps) + frames / 2
     size = (4.6 * across, 0.62 * n * down + 0.5 * down)
-    with _picture(path, down, across, {"wspace": 0.06, "hspace": 0.03}, figsize=size) as (_, axes):
+    pads = {"wspace": 0.06, "hspace": 0.03}
+    with _picture(down, across, pads, figsize=size) as picture:
+        axes = picture.axes
         for axis, (title, decoded) in zip(axes.flat, walks, strict=False):
             _features(
                 axis,
@@ -170,11 +186,10 @@ def traversal(
             axis.spines[:].set_visible(False)
         for axis in axes.flat[len(walks) :]:
             axis.set_axis_off()
+    return picture.png
 
 
-def traversal_tiles(
-    seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], path: str | Path
-) -> None:
+def traversal_tiles(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]]) -> bytes:
     """The images of `traversal` without axes, in tiles of one size for a page that shows two at a time: a row for each
     latent with what is decoded (n, values, frames, bins) for each value; at the left of the first row the seeds."""
     import matplotlib.image
@@ -184,11 +199,12 @@ def traversal_tiles(
     tiles[1:, :, 0] = low
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 0), (0, 2), (0, 0)), constant_values=low)
     image = tiles.transpose(0, 4, 2, 1, 3)[:, ::-1].reshape(len(walks) * tiles.shape[-1], -1)
-    with atomic_write(path) as beside:
-        matplotlib.image.imsave(beside, image, vmin=low, vmax=high, cmap="Greys", format="png")
+    content = io.BytesIO()
+    matplotlib.image.imsave(content, image, vmin=low, vmax=high, cmap="Greys", format="png")
+    return content.getvalue()
 
 
-def transformation(panels: dict[str, tuple[str, np.ndarray]], path: str | Path) -> None:
+def transformation(panels: dict[str, tuple[str, np.ndarray]]) -> bytes:
     """FHVAE paper, Figures 1 and 5: on the left the two utterances, on the right what is decoded of them. panels:
     (title, features (frames, bins)) of "source", "reference", "reconstruction", "transformed", "other" (the
     reconstruction of the reference)."""
@@ -202,7 +218,8 @@ def transformation(panels: dict[str, tuple[str, np.ndarray]], path: str | Path) 
     originals = np.concatenate([panels["source"][1], panels["reference"][1]])
     longest = max(len(features) for _, features in panels.values())
     arrows = (("$z_1$", 1.0, "tab:green"), (r"$z_2$ moved by $\Delta\mu_2$", 0.0, "tab:red"))
-    with _picture(path, 3, 2, figsize=(12, 6.5)) as (_, axes):
+    with _picture(3, 2, figsize=(12, 6.5)) as picture:
+        axes = picture.axes
         for name, (title, features) in panels.items():
             _features(
                 axes[places[name]], features.T[::-1], originals, title=title, xlim=(0, longest)
@@ -214,13 +231,16 @@ def transformation(panels: dict[str, tuple[str, np.ndarray]], path: str | Path) 
             axes[1, 0].annotate(
                 what, (1.0, 0.5), (0.5, height), "axes fraction", arrowprops=arrow, **text
             )
+    return picture.png
 
 
-def reconstructions(examples: np.ndarray, titles: list[str], path: str | Path) -> None:
+def reconstructions(examples: np.ndarray, titles: list[str]) -> bytes:
     """FHVAE paper, Figure 6: examples (n, 1 + models, frames, bins), each the original and its reconstructions; under
     them the lower half of the bins, where harmonics can be told apart, enlarged."""
     n, columns, frames, bins = examples.shape
-    with _picture(path, 2, n, {"wspace": 0.08}, figsize=(1.4 * n * columns, 6)) as (_, axes):
+    size = (1.4 * n * columns, 6)
+    with _picture(2, n, {"wspace": 0.08}, figsize=size) as picture:
+        axes = picture.axes
         for example, whole_band, low_band in zip(examples, *axes, strict=True):
             for axis, shown in ((whole_band, example), (low_band, example[:, :, : bins // 2])):
                 _features(axis, _tiles(shown[None], 2), examples[:, 0])
@@ -231,3 +251,4 @@ def reconstructions(examples: np.ndarray, titles: list[str], path: str | Path) -
             whole_band.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
         axes[0, 0].set_ylabel("all bins")
         axes[1, 0].set_ylabel("lower half")
+    return picture.png

@@ -1,6 +1,7 @@
-"""What an evaluation returns: its tables, and for each run its values, sounds and figures.
+"""What an evaluation returns: text and tables, and for each run its values, sounds and figures.
 
-Nothing here prints, draws or writes; `report` turns an `Evaluation` into text, files, JSON and HTML.
+Nothing here prints, draws or writes; `report` turns an `Evaluation` into text, files, JSON and
+HTML.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ class Table:
 
     heading: list[str]
     rows: list[list[str]]
-    title: str = ""  # a line above it, such as "0 dB"
     left_columns: int = (
         1  # columns that are flush left; the others hold numbers and are flush right
     )
@@ -28,7 +28,7 @@ class Sound:
 
     group: str  # what they have in common, usually the name of an utterance
     label: str  # what this one is: "original", "resynthesis", "noisy", …
-    waveform: np.ndarray  # (samples,), or (samples, channels)
+    waveform: np.ndarray  # (samples,)
     sample_rate: int = SAMPLE_RATE
 
 
@@ -38,22 +38,31 @@ class Figure:
 
     label: str  # the caption
     png: bytes  # the content of a PNG file
-    group: str = ""  # of the sounds that it shows; empty: it stands by itself
-    file_name: str = (
-        ""  # its name in the folder of the run, without ".png"; empty: made from group and label
-    )
+    group: str = ""  # of the sounds that it belongs to; empty: it stands by itself
+
+
+@dataclass
+class Traversal:
+    """What is decoded while one latent after the other takes several values."""
+
+    label: str
+    png: bytes  # tiles of one size, see `figures.traversal_tiles`
+    latents: list[str]  # a row of tiles for each
+    values: list[float]  # a column for each, after that of the originals
 
 
 @dataclass
 class RunResult:
-    """The result of one run (a trained model with the speech that it was evaluated on)."""
+    """The result of one run: a trained model and the speech that it was evaluated on."""
 
-    run: str  # the folder, as the user named it, or the name of a shipped model
+    run: str  # the folder, as the user named it, or the name of a model that ships
     model: str  # a key of `models.MODELS`
     data: str  # the corpus
-    values: dict  # of numbers, strings, lists and dicts: everything that was measured, per utterance and in summary
+    values: dict  # everything that was measured, for each utterance and in summary
     sounds: list[Sound] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    traversals: list[Traversal] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)  # further text files, by name
 
 
 @dataclass
@@ -61,10 +70,11 @@ class Evaluation:
     """The result of one task for one or several runs."""
 
     task: str  # a key of `evaluate.TASKS`
-    description: str  # one sentence: what was evaluated, after which paper
-    settings: (
-        dict  # what the results depend on beside the run: split, mode, limit, seed, snr, method, …
-    )
-    tables: list[Table]
-    notes: list[str]  # sentences that explain the tables, one paragraph each
+    description: str  # what was evaluated, after which paper
+    settings: dict  # what the results depend on beside the run: split, limit, seed, mode, …
+    body: list[str | Table]  # paragraphs and tables, in the order in which they are shown
     results: list[RunResult]  # one for each run, in their order
+
+    @property
+    def tables(self) -> list[Table]:
+        return [block for block in self.body if isinstance(block, Table)]

@@ -1,8 +1,7 @@
-"""Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE benchmark paper, Table 2)."""
+"""Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE benchmark paper,
+Table 2)."""
 
 from collections.abc import Iterator
-from itertools import chain
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -13,12 +12,13 @@ from ..data.audio import SAMPLE_RATE
 from ..models import MODELS as ALL_MODELS
 from ..models.base import DVAE
 from . import figures, metrics, report
-from .runs import Options, Run, noise_of
+from .results import Evaluation, Figure, RunResult, Sound, Table
+from .runs import Options, Run, generator_for
 
 MODELS = [name for name, (kind, _) in ALL_MODELS.items() if issubclass(kind, DVAE)]
 
 EXAMPLES = 3  # utterances of which sound and spectrogram are kept
-BATCH = 8_000  # frames resynthesised at once: two minutes at a hop of 16 ms
+BATCH_FRAMES = 8_000  # frames resynthesised at once: two minutes at a hop of 16 ms
 
 COLUMNS = {  # measure: heading, decimals
     "rmse": ("RMSE", 4),
@@ -30,110 +30,127 @@ COLUMNS = {  # measure: heading, decimals
 }
 
 
-def evaluate(runs: list[Run], options: Options) -> list[dict]:
-    """One table, and results.json, wav files and figures in the folder of every run."""
-    if options.mode == "teacher_forcing":
-        for run in runs:
-            run.target /= options.mode
-    results = report.evaluate_each(runs, options, evaluate_run, "wav files and figures")
-    mode = f" ({options.mode.replace('_', ' ')})"
-    titles = [
-        title + mode * run.model.autoregressive
-        for title, run in zip(report.titles(runs), runs, strict=True)
-    ]
-    rows = dict(zip(titles, results, strict=True))
-    print(f"\n{table(rows, report.published_layout(runs, options))}")
-    print(
-        "\nMean ± standard error over utterances. RMSE after the best gain. PESQ: narrow band, raw (P.862) and LQO."
+def evaluate(runs: list[Run], options: Options) -> Evaluation:
+    """Return one table, and for each run its measures, and sounds and figures of EXAMPLES."""
+    results = [evaluate_run(run, options) for run in runs]
+    rows = {}
+    for title, run, result in zip(report.titles(runs), runs, results, strict=True):
+        if run.model.autoregressive:
+            title += f" ({options.mode.replace('_', ' ')})"
+        rows[title] = result
+    return Evaluation(
+        task="resynthesis",
+        description="Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE "
+        "benchmark paper, Table 2).",
+        settings=options.select("mode"),
+        body=[
+            table(rows, report.published_layout(runs, options)),
+            "Mean ± standard error over utterances. RMSE after the best gain. PESQ: narrow band, "
+            "raw (P.862) and LQO.",
+        ],
+        results=results,
     )
-    return results
 
 
 def resynthesise(
-    model: DVAE, stft: audio.STFT, waveforms: list, mode: str, generators: list
-) -> Iterator[tuple]:
-    """Whole utterances (samples,) through the model: one draw of z per frame, from the torch.Generator of each, and the
-    phase of the input. Yields for each the resynthesis (samples,) and its log-variance (frames, bins), numpy arrays."""
+    model: DVAE,
+    stft: audio.STFT,
+    waveforms: list[np.ndarray],
+    mode: str,
+    generators: list[torch.Generator],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pass whole utterances (samples,) through a model, with one draw of z for each frame, from the
+    generator of each, and the phase of the input. Yield for each the resynthesis (samples,) and
+    its log-variance (frames, bins)."""
     device = next(model.parameters()).device
     spectra = [stft.analyse(torch.from_numpy(waveform).to(device)) for waveform in waveforms]
-    noises = [
-        model.draw_noise(1, len(s), generator)
-        for s, generator in zip(spectra, generators, strict=True)
-    ]
-    log_variances = model.resynthesise_each(
-        [spectrum.abs().square() for spectrum in spectra], mode, noises
-    )
+    powers = [spectrum.abs().square() for spectrum in spectra]
+    noises = []
+    for spectrum, generator in zip(spectra, generators, strict=True):
+        noises.append(model.draw_noise(1, len(spectrum), generator))
+    log_variances = model.resynthesise_each(powers, mode, noises)
     for waveform, spectrum, log_variance in zip(waveforms, spectra, log_variances, strict=True):
         estimate = audio.resynthesise(log_variance, spectrum, stft, len(waveform))
         yield estimate.cpu().numpy(), log_variance.cpu().numpy()
 
 
-def batches(lengths: list[int], frames: int = BATCH) -> list[list[int]]:
-    """The indices of sequences, given their lengths, in batches of similar length: of at most so many frames with the
-    padding, or of one sequence."""
+def batches(lengths: list[int], max_frames: int = BATCH_FRAMES) -> list[list[int]]:
+    """Return the indices of sequences, given their lengths, in batches of similar length: of at
+    most so many frames with the padding, or of one sequence."""
     groups = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if not groups or (len(groups[-1]) + 1) * lengths[index] > frames:
+        if not groups or (len(groups[-1]) + 1) * lengths[index] > max_frames:
             groups.append([])
         groups[-1].append(index)
     return groups
 
 
-def evaluate_run(run: Run, options: Options) -> dict:
-    """Resynthesise every test utterance, measure it, and write wav files and figures of the first EXAMPLES. Metrics run
-    on all cores while the next utterances are resynthesised. Returns {"mode", "summary", "utterances"}. Raises
-    CheckpointError where the model's output is not finite."""
-    test, stft, folder = run.test, run.stft, run.target
-    groups = batches([stft.frames(u.trim[1] - u.trim[0]) for u in test.utterances])
+def evaluate_run(run: Run, options: Options) -> RunResult:
+    """Resynthesise every test utterance and measure it, {"mode", "summary", "utterances"}. Metrics
+    run on all cores while the next utterances are resynthesised. Raises CheckpointError where the
+    model's output is not finite."""
+    test = run.test
+    num_frames = []
+    for utterance in test.utterances:
+        start, stop = utterance.trim
+        num_frames.append(run.stft.frames(stop - start))
+    groups = batches(num_frames)
+    sounds = []
+    pictures = []
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for group in groups:
-            names, waveforms = (
-                [test.utterances[index].name for index in group],
-                [test.waveform(i) for i in group],
-            )
-            generators = [noise_of(options.seed, name) for name in names]
-            estimates = resynthesise(run.model, stft, waveforms, options.mode, generators)
-            for index, name, waveform, (estimate, log_variance) in zip(
-                group, names, waveforms, estimates, strict=True
-            ):
+            names = [test.utterances[index].name for index in group]
+            waveforms = [test.waveform(index) for index in group]
+            generators = [generator_for(options.seed, name) for name in names]
+            outputs = resynthesise(run.model, run.stft, waveforms, options.mode, generators)
+            for index, name, waveform, output in zip(group, names, waveforms, outputs, strict=True):
+                estimate, log_variance = output
                 run.check_finite(estimate, f"{name}: the model's output")
                 if index < EXAMPLES:
-                    audio.write(folder / f"{name}-original.wav", waveform)
-                    audio.write(folder / f"{name}-resynthesis.wav", estimate)
-                    original = stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
-                    panels = [
-                        (f"{name}: original", original),
-                        ("reconstruction", np.exp(log_variance)),
-                    ]
-                    figures.spectrograms(panels, stft, folder / f"{name}.png")
+                    sounds.append(Sound(name, "original", waveform))
+                    sounds.append(Sound(name, "resynthesis", estimate))
+                    pictures.append(draw_example(run, name, waveform, log_variance))
                 yield waveform, estimate
 
-    measures = metrics.metrics_of(pairs())
-    measures = list(tqdm(measures, "resynthesis", len(test), unit="utterance", disable=None))
-    rows = []
-    for index, row in sorted(zip(chain(*groups), measures, strict=True), key=itemgetter(0)):
-        u = test.utterances[index]
-        rows.append(
-            {"name": u.name, "speaker": u.speaker, "seconds": (u.trim[1] - u.trim[0]) / SAMPLE_RATE}
-            | row
-        )
-    return {"mode": options.mode, "summary": metrics.summary(measures), "utterances": rows}
+    measured = metrics.metrics_of(pairs())
+    measures = list(tqdm(measured, "resynthesis", len(test), unit="utterance", disable=None))
+    indices = [index for group in groups for index in group]
+    rows = {}
+    for index, row in zip(indices, measures, strict=True):
+        utterance = test.utterances[index]
+        start, stop = utterance.trim
+        about = {
+            "name": utterance.name,
+            "speaker": utterance.speaker,
+            "seconds": (stop - start) / SAMPLE_RATE,
+        }
+        rows[index] = about | row
+    values = {
+        "mode": options.mode,
+        "summary": metrics.summary(measures),
+        "utterances": [rows[index] for index in sorted(rows)],
+    }
+    return run.result(values, sounds=sounds, figures=pictures)
 
 
-def table(results: dict[str, dict], layout: str | None = None) -> str:
-    """The results by row title. `layout` names their corpus where published rows may stand beside them: rows follow for
-    the models that are published on it."""
+def draw_example(run: Run, name: str, waveform: np.ndarray, log_variance: np.ndarray) -> Figure:
+    original = run.stft.analyse(torch.from_numpy(waveform)).abs().square().numpy()
+    panels = [(f"{name}: original", original), ("reconstruction", np.exp(log_variance))]
+    return Figure(name, figures.spectrograms(panels, run.stft), group=name)
+
+
+def table(results: dict[str, RunResult], layout: str | None = None) -> Table:
+    """Return the results by title. layout: of their corpus if published rows may stand beside them;
+    rows follow for the models that are published on it."""
     rows = []
-    for (
-        title,
-        result,
-    ) in results.items():  # some utterances may have too little speech for a measure
-        rows.append(
-            [title, *report.summary_cells(result["summary"], COLUMNS, len(result["utterances"]))]
-        )
-    models = {result["model"] for result in results.values()}
+    for title, result in results.items():
+        values = result.values
+        # Some utterances may have too little speech for a measure.
+        cells = report.summary_cells(values["summary"], COLUMNS, len(values["utterances"]))
+        rows.append([title, *cells])
+    models = {result.model for result in results.values()}
     for model, *cells in report.published("resynthesis", layout):
         if model in models:
             rows.append([f"{model} (paper)", *cells])
-    return report.table(["", *(heading for heading, _ in COLUMNS.values())], rows)
+    return Table(["", *(heading for heading, _ in COLUMNS.values())], rows)

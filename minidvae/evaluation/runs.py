@@ -1,8 +1,8 @@
-"""What an experiment is given: trained models with the speech that they are evaluated on, and what was asked for; and
-FHVAE's encoder over whole utterances."""
+"""What an evaluation is given: trained models with the speech that they are evaluated on, and the
+options of the user."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.audio import STFT
-from ..data.corpus import Corpus, Utterance
+from ..data.corpus import Corpus
 from ..files import CheckpointError
-from ..inference.convert import segments_of
-from ..inference.enhance import Settings
 from ..training.config import Recipe
-from ..training.features import FEATURE_EXTRACTORS
+from .results import RunResult
 
 
 @dataclass
@@ -28,13 +26,14 @@ class Run:
     stft: STFT
     content: dict  # of its checkpoint; {"model": name} for a published one
     data: str  # the corpus: built-in, a folder, a manifest
-    corpus: Corpus  # all its splits
-    test: Corpus  # the utterances to evaluate on; of --pairs a list of mixtures, and no corpus beside it
-    target: Path  # folder for results and pictures
+    corpus: Corpus | None  # all its splits; None for recorded pairs
+    test: Corpus | list  # the utterances to evaluate on; of recorded pairs a list of mixtures
 
     @property
     def trained(self) -> str:
-        return f"step {self.content['progress']['step']}" if "plan" in self.content else "published"
+        if "plan" not in self.content:
+            return "published"
+        return f"step {self.content['progress']['step']}"
 
     @property
     def device(self) -> torch.device:
@@ -42,7 +41,8 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that it was trained with. CheckpointError where it is none of this version."""
+        """The recipe that it was trained with. Raises CheckpointError where it is none of this
+        version."""
         try:
             return Recipe.from_dict(self.content["plan"]["recipe"])
         except (KeyError, TypeError, ValueError) as error:
@@ -50,17 +50,25 @@ class Run:
                 f"{self.folder}: not a run that this version can evaluate ({error})"
             ) from None
 
-    def check_finite(self, output: Tensor | np.ndarray, what: str = "the model's output") -> None:
-        """Raises CheckpointError where `output` holds nan or infinity, or zeros only, as e^l of huge weights may be."""
-        if not (output := torch.as_tensor(output)).isfinite().all() or not output.any():
+    def check_finite(
+        self, output: Tensor | np.ndarray, description: str = "the model's output"
+    ) -> None:
+        """Raise CheckpointError where `output` holds nan or infinity, or only zeros, as e^l of
+        huge weights may."""
+        output = torch.as_tensor(output)
+        if not output.isfinite().all() or not output.any():
             raise CheckpointError(
-                f"{self.folder}: {what} is not finite, or nothing; it cannot be evaluated"
+                f"{self.folder}: {description} is not finite, or zero; it cannot be evaluated"
             )
+
+    def result(self, values: dict, **lists) -> RunResult:
+        """Return the RunResult of this run with these values, sounds, figures, …"""
+        return RunResult(str(self.folder), self.name, self.data, values, **lists)
 
 
 @dataclass
 class Options:
-    """What the command line says beside the runs."""
+    """The options of the user, beside the runs."""
 
     split: str = "test"
     mode: str = "generation"
@@ -75,40 +83,32 @@ class Options:
     noise: Path | None = None
     snr: tuple[float, ...] | None = None
     pairs: Path | None = None
-    method: str = Settings.method
+    method: str | None = None
     iterations: int | None = None
 
+    def select(self, *names: str) -> dict:
+        """Return the options that every task has, and these."""
+        values = asdict(self)
+        return {name: values[name] for name in ("split", "limit", "seed", *names)}
 
-def noise_of(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of an utterance or a clip, which are the same whatever else is evaluated."""
+
+def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the random numbers of an utterance or a clip, which are the same whatever else is
+    evaluated."""
     return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
-@dataclass
-class Speech:
-    """A whole utterance in N segments of an FHVAE."""
-
-    utterance: Utterance
-    waveform: np.ndarray  # (samples,)
-    features: Tensor  # (frames, bins)
-    z1: Tensor  # (N, z1_latent), the means of q(z1) of the segments
-    z2: Tensor  # (N, z2_latent)
-    mu1: Tensor  # (z1_latent,), of the utterance
-    mu2: Tensor  # (z2_latent,), its s-vector in closed form
+def group_by_corpus(runs: list[Run]) -> list[list[Run]]:
+    """Return the runs on one corpus, then those on the next."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(run.data, []).append(run)
+    return list(groups.values())
 
 
-@torch.no_grad()
-def encode(run: Run, corpus: Corpus, index: int, shift: int = 0) -> Speech:
-    """An utterance of a corpus in segments that are `shift` frames apart (the recipe's if 0)."""
-    waveform = corpus.waveform(index, trim=run.recipe.trim)
-    features = features_of(run, waveform)
-    means = run.model.infer(segments_of(features, run.recipe.frames, shift or run.recipe.shift))
-    mu1, mu2 = run.model.mu1(means.z1), run.model.s_vector(means.z2)
-    return Speech(corpus.utterances[index], waveform, features, means.z1, means.z2, mu1, mu2)
-
-
-def features_of(run: Run, waveform: np.ndarray) -> Tensor:
-    """(samples,) → the features that the model sees (frames, bins), its frames those of `FEATURE_STFT.analyse`."""
-    return FEATURE_EXTRACTORS[run.recipe.features].extract(
-        torch.from_numpy(waveform).to(run.device)
-    )
+def in_order_of(runs: list[Run], results: list[RunResult]) -> list[RunResult]:
+    """Return the results of runs that were evaluated corpus by corpus in the order of the runs."""
+    order = {id(run): number for number, run in enumerate(runs)}
+    grouped = [run for group in group_by_corpus(runs) for run in group]
+    pairs = sorted(zip(grouped, results, strict=True), key=lambda pair: order[id(pair[0])])
+    return [result for _, result in pairs]

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ..data import audio
 from ..data.corpus import Corpus, Utterance, built_in_speakers
-from ..evaluation.runs import Run, Speech, encode
+from ..evaluation.runs import Run
+from .encoding import EncodedUtterance, encode
 
 UTTERANCES = 640  # of the training split, at most, spread over it
 FRAMES = 20_000  # of the training split, for the phones of frames
@@ -74,7 +75,7 @@ def r_squared(found: Tensor, y: Tensor) -> float:
 
 
 @dataclass
-class Encoded:
+class ObservedUtterance:
     """An utterance as the probes see it; everything on the CPU."""
 
     utterance: Utterance
@@ -99,7 +100,9 @@ def phones_at(utterance: Utterance, samples: np.ndarray) -> np.ndarray:
     return np.where((row >= 0) & (samples < stops[row]), labels[row], "")
 
 
-def frames_of(run: Run, speech: Speech, features: Tensor) -> tuple[Tensor, np.ndarray, Tensor]:
+def frames_of(
+    run: Run, speech: EncodedUtterance, features: Tensor
+) -> tuple[Tensor, np.ndarray, Tensor]:
     """Of an utterance's own or of decoded features (frames, bins): standardised (frames, bins), the phone in the middle
     of each frame (frames,), and which frames have speech (frames,). Tensors on the CPU."""
     first = speech.utterance.trim[0] if run.recipe.trim else 0
@@ -124,7 +127,7 @@ def median_log_f0(log_magnitude: Tensor, voiced: Tensor) -> float:
     return float(hertz.median().log()) if len(hertz) >= 10 else math.nan
 
 
-def observe(run: Run, corpus: Corpus, what: str, keep: int = 0) -> list[Encoded]:
+def observe(run: Run, corpus: Corpus, what: str, keep: int = 0) -> list[ObservedUtterance]:
     """The utterances of a corpus through the model; `keep` of their frames, at most, all in all."""
     recipe, encoded = run.recipe, []
     voices = built_in_speakers() if corpus.without_conditions().layout == "built-in" else {}
@@ -146,18 +149,22 @@ def observe(run: Run, corpus: Corpus, what: str, keep: int = 0) -> list[Encoded]
         latents = (x.cpu() for x in (speech.z1, speech.z2, speech.mu1, speech.mu2))
         middle_phones = np.append(phones, [""] * recipe.frames)[middles]
         frames = scaled[voiced].mean(0), with_context(scaled)[kept], phones[kept]
-        encoded.append(Encoded(u, *latents, middle_phones, log_f0, tract, *frames))
+        encoded.append(ObservedUtterance(u, *latents, middle_phones, log_f0, tract, *frames))
     return encoded
 
 
 Labelled = list[tuple[str | float, Tensor, Tensor]]  # label, z1 or μ1, z2 or μ2
 
 
-def per_segment(encoded: Iterable[Encoded], label: Callable[[Encoded], Sequence[str]]) -> Labelled:
+def per_segment(
+    encoded: Iterable[ObservedUtterance], label: Callable[[ObservedUtterance], Sequence[str]]
+) -> Labelled:
     return [row for e in encoded for row in zip(label(e), e.z1, e.z2, strict=True) if row[0] != ""]
 
 
-def per_utterance(encoded: Iterable[Encoded], label: Callable[[Encoded], str | float]) -> Labelled:
+def per_utterance(
+    encoded: Iterable[ObservedUtterance], label: Callable[[ObservedUtterance], str | float]
+) -> Labelled:
     rows = [(label(e), e.mu1, e.mu2) for e in encoded]
     return [row for row in rows if row[0] != "" and row[0] == row[0]]  # known: neither "" nor nan
 
@@ -189,7 +196,9 @@ def probe(train: Labelled, test: Labelled) -> dict | None:
     return result
 
 
-def halves(encoded: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
+def halves(
+    encoded: list[ObservedUtterance],
+) -> tuple[list[ObservedUtterance], list[ObservedUtterance]]:
     """Every other utterance of each speaker, and the rest; speakers with one utterance are left out."""
     counts, seen, sides = Counter(e.utterance.speaker for e in encoded), Counter(), ([], [])
     for e in encoded:
@@ -209,7 +218,7 @@ def crossed(first: Labelled, second: Labelled) -> dict | None:
     }
 
 
-def probes(train: list[Encoded], test: list[Encoded]) -> dict[str, dict | None]:
+def probes(train: list[ObservedUtterance], test: list[ObservedUtterance]) -> dict[str, dict | None]:
     """Every probe by its column of the table; None where the corpus cannot tell."""
     return {
         "phone": probe(*(per_segment(e, lambda e: e.phones) for e in (train, test))),
@@ -228,10 +237,10 @@ def probes(train: list[Encoded], test: list[Encoded]) -> dict[str, dict | None]:
     }
 
 
-Measure = Callable[[Run, Speech, Tensor], dict[str, float]]
+Measure = Callable[[Run, EncodedUtterance, Tensor], dict[str, float]]
 
 
-def fit_instruments(train: list[Encoded]) -> Measure:
+def fit_instruments(train: list[ObservedUtterance]) -> Measure:
     """What is read off features, made from the training split: the function of an utterance and its own or decoded
     features (frames, bins) that returns ln F0 ("log_f0"), vocal-tract length in cm ("tract") and the share of frames
     whose phone is recognised ("phones"); nan where it cannot be told. F0: of log-magnitude features the median pitch,
@@ -252,7 +261,7 @@ def fit_instruments(train: list[Encoded]) -> Measure:
     recognise = classify(frames, labels, PENALTY["features"]) if len(set(labels)) > 1 else None
     f0, tract = regression("log_f0"), regression("tract")
 
-    def measure(run: Run, speech: Speech, features: Tensor) -> dict[str, float]:
+    def measure(run: Run, speech: EncodedUtterance, features: Tensor) -> dict[str, float]:
         scaled, phones, voiced = frames_of(run, speech, features)
         average, labelled, share = scaled[voiced].mean(0), phones != "", math.nan
         if recognise and labelled.any():

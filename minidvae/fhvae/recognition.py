@@ -1,18 +1,19 @@
 """Recognition of phones, characters and words, by domain (FHVAE paper, section 4.3, Tables 2 and 3).
 
-Phones of a frame-wise model by Viterbi, symbols of a CTC model by prefix beam search, both with a bigram; words through
-a lexicon with a bigram of words. The bigrams know the transcripts that the recogniser was trained on, and the weights
-of the searches are those with the fewest errors on the development utterances of its domain and corpus.
+Phones of a frame-wise model by Viterbi, symbols of a CTC model by prefix beam search, both with a
+bigram; words through a lexicon with a bigram of words. The bigrams are estimated on the transcripts
+that the recogniser was trained on, and the weights of the searches are those with the fewest errors
+on the development utterances of its domain and corpus.
 
-What counts: phones without silences. TIMIT's are folded to the usual 39 first, in which silences and closures are one
-phone that counts, and q is none. Characters as they are written, in lower case, spaces too. Words in lower case,
-without punctuation.
+What counts: phones without silences. TIMIT's are folded to the usual 39 first, in which silences
+and closures are one phone that counts, and q is none. Characters as they are written, in lower
+case, spaces too. Words in lower case, without punctuation.
 """
 
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from ..data import synthetic
 from ..data.corpus import CONDITIONS_OF, Corpus, CorpusError, Utterance, load_corpus
 from ..data.layouts import read_text
 from ..evaluation import report
-from ..evaluation.runs import Options, Run
-from ..files import CheckpointError, write_text
+from ..evaluation.results import Evaluation, RunResult, Table
+from ..evaluation.runs import Options, Run, group_by_corpus, in_order_of
+from ..files import CheckpointError
 from ..training.checkpoint import load_run
 from ..training.config import DOMAINS, Recipe, SettingError
 from ..training.features import utterance_features
@@ -36,20 +38,21 @@ from .decoding import Bigram, Errors, Lexicon, align, ctc_beam, decode_words, fo
 MODELS = ["acoustic", "deepspeech2"]
 
 BATCH = 16  # utterances at once
-MINIMUM = 3  # frames of a phone
+MIN_PHONE_FRAMES = 3
 SILENCES = ("sil", "sp", "pau", "h#", "#h", "epi")
 COLUMNS = ("male", "female", "clean", "noisy", "channel", "both", "all")
-# Weights and penalties that are tried, and on how many development utterances at most
+# Weights and penalties that are tried, and on how many development utterances at most.
 FRAMES_GRID = tuple(itertools.product((0.5, 1.0, 2.0, 4.0), (-4.0, 0.0, 4.0)))
 CTC_GRID = tuple(itertools.product((0.0, 0.4, 0.8, 1.2), (0.0, 1.0, 2.0)))
 WORDS_GRID = tuple(itertools.product((1.0, 3.0, 6.0), (-8.0, 0.0, 8.0)))
 CTC_WORDS_GRID = tuple(itertools.product((0.5, 1.0, 2.0), (0.0, 2.0, 4.0)))
-TUNED, TUNED_WORDS = 80, 24
+MAX_TUNING_UTTERANCES = 80
+MAX_TUNING_UTTERANCES_WORDS = 24
 
 
 def scored(symbols: Sequence[str], recipe: Recipe, vocabulary: Sequence[str]) -> list[str]:
-    """What counts of symbols, those of a model with this vocabulary, or of a transcript in them. TIMIT's phones are
-    known by the closures."""
+    """Return the symbols that count, of a model with this vocabulary or of a transcript. TIMIT's
+    phones are known by the closures."""
     if recipe.targets == "characters":
         return list(symbols)
     if {"h#", "pcl", "tcl", "kcl"}.issubset(vocabulary):
@@ -58,329 +61,421 @@ def scored(symbols: Sequence[str], recipe: Recipe, vocabulary: Sequence[str]) ->
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation: letters, digits, and apostrophes within a word."""
+    """Return the words of a text in lower case, without punctuation: letters, digits, and
+    apostrophes within a word."""
     return re.findall(r"[^\W_]+(?:'[^\W_]+)*'?", text.lower().replace("’", "'"))
 
 
 def read_lexicon(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """(word, phones) of a file of lines `word phone phone …`, a line for each pronunciation, as the CMU dictionary has
-    them: WORD(2) is another one of WORD, lines that begin with ;;; or # are comments. Raises CorpusError where it
-    cannot be read, SettingError where a line has no phones."""
-    form, entries = "expected lines of a word and its phones: word ph ph …", []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line.strip() and not line.startswith((";;;", "#")):
-            word, *phones = line.split()
-            if not phones:
-                raise SettingError(
-                    f"--lexicon {path}: line {number}: {word!r} has no phones; {form}"
-                )
-            entries.append((re.sub(r"\(\d+\)$", "", word).lower(), tuple(phones)))
+    """Read (word, phones) from a file of lines `word phone phone …`, a line for each pronunciation,
+    as in the CMU dictionary: WORD(2) is another pronunciation of WORD, lines that begin with ;;; or
+    # are comments. Raises CorpusError where it cannot be read, SettingError where a line has no
+    phones."""
+    entries = []
+    for line_number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip() or line.startswith((";;;", "#")):
+            continue
+        word, *phones = line.split()
+        if not phones:
+            raise SettingError(
+                f"{path}: line {line_number}: {word!r} has no phones; expected lines of a word and "
+                "its phones: word ph ph …"
+            )
+        word = re.sub(r"\(\d+\)$", "", word).lower()
+        entries.append((word, tuple(phones)))
     if not entries:
-        raise SettingError(f"--lexicon {path}: holds no words; {form}")
+        raise SettingError(
+            f"{path}: holds no words; expected lines of a word and its phones: word ph ph …"
+        )
     return entries
 
 
 def pronunciations(
     run: Run, training: Corpus, lexicon: Path | None
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """(word, its symbols) that the model of a run can recognise; empty where no words are known. Those of the lexicon,
-    a file or the built-in corpus's own, whose phones the model has, as they stand there or in lower case and without
-    stress. Of a model of characters the same words as they are spelled, and those of the training transcripts. Raises
-    SettingError where it has the symbols of no word."""
-    symbols, entries, known = set(run.model.config.symbols), [], set()
+    """Return (word, its symbols) for the words that the model of a run can recognise; none where no
+    words are known.
+
+    These are the words of the lexicon, a file or the built-in corpus's own, whose phones the model
+    has, as they are or in lower case and without stress. For a model of characters, the same words
+    as they are spelled, and those of the training transcripts. Raises SettingError where it has the
+    symbols of no word.
+    """
+    symbols = set(run.model.config.symbols)
+    entries = []
     if lexicon:
         entries = read_lexicon(lexicon)
     elif run.corpus.without_conditions().layout == "built-in":
         entries = list(synthetic.LEXICON.items())
     if run.recipe.targets == "characters":
-        words = {word for word, _ in entries}.union(
-            *(words_of(u.text) for u in training.utterances)
-        )
+        words = {word for word, _ in entries}
+        for utterance in training.utterances:
+            words.update(words_of(utterance.text))
         entries = [(word, tuple(word)) for word in words]
-    for word, spelled in entries:
-        plain = tuple(
-            symbol if symbol in symbols else re.sub(r"\d", "", symbol.lower()) for symbol in spelled
-        )
-        if symbols.issuperset(plain):
-            known.add((word, plain))
+    known = set()
+    for word, phones in entries:
+        spelled = []
+        for phone in phones:
+            spelled.append(phone if phone in symbols else re.sub(r"\d", "", phone.lower()))
+        if symbols.issuperset(spelled):
+            known.add((word, tuple(spelled)))
     if lexicon and not known:
-        some = " ".join(sorted(symbols)[:8])
+        examples = " ".join(sorted(symbols)[:8])
         raise SettingError(
-            f"--lexicon {lexicon}: {run.folder} has the symbols of none of its words; it has {some} …"
+            f"{lexicon}: {run.folder} has the symbols of none of its words; it has {examples} …"
         )
     return sorted(known)
 
 
 @torch.no_grad()
 def outputs(run: Run, corpus: Corpus) -> list[np.ndarray]:
-    """For each utterance what the searches take, (frames, outputs) float32: log p(symbol | x), of a frame-wise model
-    less log p(symbol). CheckpointError where one is not finite, or where the extractor is not the one that the model
-    was trained with."""
-    model, features = run.model, utterance_features(corpus, run.recipe, run.device)
+    """Return for each utterance what the searches take, (frames, outputs) float32: log p(symbol |
+    x), of a frame-wise model minus log p(symbol). Raises CheckpointError where one is not finite,
+    or where the extractor is not the one that the model was trained with."""
+    model = run.model
+    features = utterance_features(corpus, run.recipe, run.device)
     if features.extractor != run.content["plan"].get("extractor", features.extractor):
         raise CheckpointError(
             f"{run.recipe.extractor}: not the model that {run.folder} was trained with"
         )
-    order, found = sorted(range(len(corpus)), key=lambda i: corpus.utterances[i].length), {}
+    order = sorted(range(len(corpus)), key=lambda i: corpus.utterances[i].length)
+    found = {}
     for first in tqdm(range(0, len(order), BATCH), str(run.folder), leave=False, disable=None):
-        some = order[first : first + BATCH]
-        rows = [features[i] for i in some]
-        frames = torch.tensor([len(row) for row in rows], device=run.device)
-        logits, frames = model.logits(pad_sequence(rows, batch_first=True), frames)
+        indices = order[first : first + BATCH]
+        rows = [features[i] for i in indices]
+        lengths = torch.tensor([len(row) for row in rows], device=run.device)
+        logits, lengths = model.logits(pad_sequence(rows, batch_first=True), lengths)
         log_probabilities = logits.double().log_softmax(-1)
         if run.recipe.targets == "frames":
             log_probabilities = log_probabilities - model.log_priors
-        for i, row, n in zip(
-            some, log_probabilities.float().cpu().numpy(), frames.tolist(), strict=True
-        ):
-            run.check_finite(row[:n])
-            found[i] = row[:n].copy()
+        log_probabilities = log_probabilities.float().cpu().numpy()
+        for i, row, length in zip(indices, log_probabilities, lengths.tolist(), strict=True):
+            run.check_finite(row[:length])
+            found[i] = row[:length].copy()
     return [found[i] for i in range(len(corpus))]
 
 
 @dataclass
-class Task:
+class RecognitionTask:
     """What is recognised, symbols or words, and how."""
 
     measure: str  # PER, CER or WER
-    references: Callable[[Utterance], list[str]]
-    decode: Callable[
-        [np.ndarray, float, float], list[str]
-    ]  # outputs, weight, penalty → what was said
+    reference: Callable[[Utterance], list[str]]
+    decode: Callable[[np.ndarray, float, float], list[str]]  # of outputs, weight and penalty
     grid: tuple[tuple[float, float], ...]  # of (weight, penalty)
-    tuned: int  # development utterances at most
+    max_tuning_utterances: int
     vocabulary: frozenset[str]  # what can be recognised
 
 
-def symbols_task(run: Run, training: Corpus) -> Task:
-    recipe, symbols = run.recipe, run.model.config.symbols
+def symbols_task(run: Run, training: Corpus) -> RecognitionTask:
+    recipe = run.recipe
+    symbols = run.model.config.symbols
     numbers = {symbol: number for number, symbol in enumerate(symbols)}
-    sequences = (transcript(u, recipe.targets) for u in training.utterances)
-    bigram = Bigram.fit(
-        ([numbers[s] for s in spoken if s in numbers] for spoken in sequences if spoken),
-        len(symbols),
-    )
+    sequences = []
+    for utterance in training.utterances:
+        spoken = transcript(utterance, recipe.targets)
+        if spoken:
+            sequences.append([numbers[symbol] for symbol in spoken if symbol in numbers])
+    bigram = Bigram.fit(sequences, len(symbols))
 
     def decode(scores: np.ndarray, weight: float, penalty: float) -> list[str]:
         if recipe.targets == "frames":
-            found = viterbi(scores, bigram, weight, penalty, MINIMUM)
+            found = viterbi(scores, bigram, weight, penalty, MIN_PHONE_FRAMES)
         else:
             found = ctc_beam(scores, bigram=bigram, weight=weight, penalty=penalty)
         return scored([symbols[number] for number in found], recipe, symbols)
 
-    def references(utterance: Utterance) -> list[str]:
+    def reference(utterance: Utterance) -> list[str]:
         return scored(transcript(utterance, recipe.targets), recipe, symbols)
 
-    measure = "CER" if recipe.targets == "characters" else "PER"
-    grid = FRAMES_GRID if recipe.targets == "frames" else CTC_GRID
-    return Task(
-        measure, references, decode, grid, TUNED, frozenset(scored(symbols, recipe, symbols))
+    return RecognitionTask(
+        measure="CER" if recipe.targets == "characters" else "PER",
+        reference=reference,
+        decode=decode,
+        grid=FRAMES_GRID if recipe.targets == "frames" else CTC_GRID,
+        max_tuning_utterances=MAX_TUNING_UTTERANCES,
+        vocabulary=frozenset(scored(symbols, recipe, symbols)),
     )
 
 
-def words_task(run: Run, training: Corpus, lexicon: Path | None) -> Task | None:
-    """None where there are no words to be found, or no texts to compare them with."""
+def words_task(run: Run, training: Corpus, lexicon: Path | None) -> RecognitionTask | None:
+    """Return None where there are no words to be found, or no texts to compare them with."""
     texts = [words_of(utterance.text) for utterance in training.utterances]
     entries = pronunciations(run, training, lexicon) if any(texts) else []
     if not entries:
         return None
-    ctc = run.recipe.targets != "frames"
-    symbols = {symbol: number for number, symbol in enumerate(run.model.config.symbols, int(ctc))}
+    is_ctc = run.recipe.targets != "frames"
+    first = 1 if is_ctc else 0  # output 0 of CTC is the blank
+    symbols = {symbol: number for number, symbol in enumerate(run.model.config.symbols, first)}
     words = sorted({word for word, _ in entries})
     numbers = {word: number for number, word in enumerate(words)}
     spelled = [(numbers[word], [symbols[symbol] for symbol in phones]) for word, phones in entries]
     pauses = (" ",) if run.recipe.targets == "characters" else SILENCES
     pause = next((symbols[symbol] for symbol in pauses if symbol in symbols), None)
-    bigram = Bigram.fit(
-        ([numbers[w] for w in text if w in numbers] for text in texts if text), len(words)
-    )
-    network = Lexicon.build(spelled, bigram, pause, MINIMUM, blank=0 if ctc else None)
+    sequences = [[numbers[word] for word in text if word in numbers] for text in texts if text]
+    bigram = Bigram.fit(sequences, len(words))
+    blank = 0 if is_ctc else None
+    network = Lexicon.build(spelled, bigram, pause, MIN_PHONE_FRAMES, blank=blank)
 
     def decode(scores: np.ndarray, weight: float, penalty: float) -> list[str]:
         return [words[number] for number in decode_words(scores, network, weight, penalty)]
 
-    grid = CTC_WORDS_GRID if ctc else WORDS_GRID
-    return Task(
-        "WER",
-        lambda utterance: words_of(utterance.text),
-        decode,
-        grid,
-        TUNED_WORDS,
-        frozenset(words),
+    def reference(utterance: Utterance) -> list[str]:
+        return words_of(utterance.text)
+
+    return RecognitionTask(
+        measure="WER",
+        reference=reference,
+        decode=decode,
+        grid=CTC_WORDS_GRID if is_ctc else WORDS_GRID,
+        max_tuning_utterances=MAX_TUNING_UTTERANCES_WORDS,
+        vocabulary=frozenset(words),
     )
 
 
-def tuning_set(task: Task, development: Corpus) -> Corpus:
-    """The development utterances that the weights are chosen with: CorpusError where nothing is known of them."""
-    spoken = tuple(u for u in development.utterances if task.references(u))
+def tuning_set(task: RecognitionTask, development: Corpus) -> Corpus:
+    """Return the development utterances that the weights are chosen with. Raises CorpusError where
+    nothing is known of them."""
+    spoken = tuple(u for u in development.utterances if task.reference(u))
     if not spoken:
         raise CorpusError(
-            f"{development.name}: its dev split has nothing to choose the weights of the search with"
+            f"{development.name}: its dev split has nothing to choose the weights of the search "
+            "with"
         )
-    return replace(development, utterances=spoken).spread(task.tuned)
+    return replace(development, utterances=spoken).spread(task.max_tuning_utterances)
 
 
-def tune(task: Task, tuning: Corpus, heard: list[np.ndarray]) -> dict[str, float]:
-    """The weight and penalty with the fewest errors on utterances, given the outputs for them, and their rate there."""
-    references, found = [task.references(utterance) for utterance in tuning.utterances], []
+def tune(task: RecognitionTask, tuning: Corpus, scores: list[np.ndarray]) -> dict[str, float]:
+    """Return the weight and penalty with the fewest errors on utterances, given the outputs for
+    them, and their error rate there."""
+    references = [task.reference(utterance) for utterance in tuning.utterances]
+    choices = []
     for weight, penalty in tqdm(
         task.grid, f"weights for {task.measure}", leave=False, disable=None
     ):
-        rate = sum(
-            map(align, references, (task.decode(scores, weight, penalty) for scores in heard)),
-            Errors(),
-        ).rate
-        found.append(
-            {"weight": weight, "penalty": penalty, "development": rate, "utterances": len(tuning)}
+        errors = Errors()
+        for reference, score in zip(references, scores, strict=True):
+            errors += align(reference, task.decode(score, weight, penalty))
+        choices.append(
+            {
+                "weight": weight,
+                "penalty": penalty,
+                "development": errors.rate,
+                "utterances": len(tuning),
+            }
         )
-    return min(found, key=lambda choice: choice["development"])
+    return min(choices, key=lambda choice: choice["development"])
 
 
 def columns_of(test: Corpus) -> list[str]:
-    """The domains that some of the utterances are in and others are not, and all."""
+    """Return the domains that some of the utterances are in and others are not, and "all"."""
     counts = {name: sum(in_domain(u, name) for u in test.utterances) for name in DOMAINS}
     return [name for name in COLUMNS if name == "all" or 0 < counts[name] < len(test)]
 
 
-def summary(errors: Sequence[Errors]) -> dict:
-    """Of utterances together: {substitutions, deletions, insertions, length, rate, standard_error}. The standard error
-    is that of a ratio of two sums (Cochran, Sampling techniques, 1977, chapter 6); None for fewer than two."""
-    total, n, error = sum(errors, Errors()), len(errors), None
+def summarise(errors: Sequence[Errors]) -> dict:
+    """Return {substitutions, deletions, insertions, length, rate, standard_error} of utterances
+    together. The standard error is that of a ratio of two sums (Cochran, Sampling techniques, 1977,
+    chapter 6); None for fewer than two."""
+    total = sum(errors, Errors())
+    n = len(errors)
+    standard_error = None
     if n > 1 and total.length:
         squares = sum((e.count - total.rate * e.length) ** 2 for e in errors)
-        error = float(np.sqrt(squares * n / (n - 1)) / total.length)
-    return vars(total) | {"rate": total.rate, "standard_error": error}
+        standard_error = float(np.sqrt(squares * n / (n - 1)) / total.length)
+    return asdict(total) | {"rate": total.rate, "standard_error": standard_error}
 
 
 def trained_on(run: Run) -> dict[str, str]:
-    """The domains that the recogniser and the extractor of its features were trained on, and these features."""
+    """Return the domains that the recogniser and the extractor of its features were trained on, and
+    the name of these features."""
     recipe = run.recipe
-    before_conditions = run.data == CONDITIONS_OF + run.content["plan"]["data"]
+    knows_no_conditions = run.data == CONDITIONS_OF + run.content["plan"]["data"]
     names = {
-        "recogniser": recipe.domain or ("clean" if before_conditions else "all"),
+        "recogniser": recipe.domain or ("clean" if knows_no_conditions else "all"),
         "extractor": "",
+        "features": {"fbank": "FBank", "log_magnitude": "log magnitude"}[recipe.features],
     }
-    names["features"] = {"fbank": "FBank", "log_magnitude": "log magnitude"}[recipe.features]
     if recipe.extractor:
         model, _, content = load_run(recipe.extractor, torch.device("cpu"))
         names["extractor"] = content["plan"]["recipe"].get("domain") or "all"
-        beta_vae = content["model"] == "beta_vae"
-        names["features"] = f"β-VAE z, β={model.config.beta:g}" if beta_vae else recipe.latent
+        if content["model"] == "beta_vae":
+            names["features"] = f"β-VAE z, β={model.config.beta:g}"
+        else:
+            names["features"] = recipe.latent
     return names
 
 
-def evaluate_run(run: Run, options: Options) -> dict:
-    """The errors of one run. Writes what it heard beside what was said into its folder, hypotheses.tsv."""
-    recipe, plan, test = run.recipe, run.content["plan"], run.test.utterances
-    own = run.corpus if plan["data"] == run.data else load_corpus(plan["data"])
-    training, development = (of_domain(own.split(name), recipe) for name in ("train", "dev"))
-    tasks = [symbols_task(run, training), words_task(run, training, options.lexicon)]
-    tasks = [task for task in tasks if task and any(map(task.references, test))]
+def evaluate_run(run: Run, options: Options) -> RunResult:
+    """Return the errors of one run, and a table of references and hypotheses, hypotheses.tsv."""
+    recipe = run.recipe
+    plan = run.content["plan"]
+    corpus = run.corpus if plan["data"] == run.data else load_corpus(plan["data"])
+    training = of_domain(corpus.split("train"), recipe)
+    development = of_domain(corpus.split("dev"), recipe)
+    tasks = tasks_of(run, training, options.lexicon)
+    tuning_sets = [tuning_set(task, development) for task in tasks]
+    scores = outputs(run, run.test)
+    utterances = run.test.utterances
+    texts = {
+        "utterance": [u.name for u in utterances],
+        "sex": [u.sex for u in utterances],
+        "condition": [u.condition for u in utterances],
+    }
+    measures = {}
+    for task, tuning in zip(tasks, tuning_sets, strict=True):
+        search = tune(task, tuning, outputs(run, tuning))
+        hypotheses = []
+        for score in tqdm(scores, task.measure, leave=False, disable=None):
+            hypotheses.append(task.decode(score, search["weight"], search["penalty"]))
+        references = [task.reference(utterance) for utterance in utterances]
+        measures[task.measure] = {"search": search} | measure_task(
+            task, run.test, references, hypotheses
+        )
+        separator = "" if task.measure == "CER" else " "
+        texts[f"{task.measure} reference"] = [separator.join(words) for words in references]
+        texts[f"{task.measure} hypothesis"] = [separator.join(words) for words in hypotheses]
+    lines = ["\t".join(texts)]
+    for row in zip(*texts.values(), strict=True):
+        lines.append("\t".join(row))
+    values = trained_on(run) | {
+        "targets": recipe.targets,
+        "trained": run.trained,
+        "utterances": len(utterances),
+        "training_utterances": len(training),
+        "measures": measures,
+    }
+    return run.result(values, texts={"hypotheses.tsv": "\n".join(lines) + "\n"})
+
+
+def tasks_of(run: Run, training: Corpus, lexicon: Path | None) -> list[RecognitionTask]:
+    """Return the tasks for which there is something to compare with. Raises CorpusError where there
+    is none."""
+    tasks = []
+    for task in (symbols_task(run, training), words_task(run, training, lexicon)):
+        if task is not None and any(task.reference(u) for u in run.test.utterances):
+            tasks.append(task)
     if not tasks:
-        needed = (
-            "text"
-            if recipe.targets == "characters"
-            else "phone labels, or text and a lexicon (--lexicon FILE)"
-        )
+        needed = "phone labels, or text and a lexicon (--lexicon FILE)"
+        if run.recipe.targets == "characters":
+            needed = "text"
+        split = run.test.utterances[0].split
         raise CorpusError(
-            f"{run.data}: its {test[0].split} split has nothing to compare with; expected {needed}"
+            f"{run.data}: its {split} split has nothing to compare with; expected {needed}"
         )
-    tuning = [tuning_set(task, development) for task in tasks]
-    heard, columns, measures = outputs(run, run.test), columns_of(run.test), {}
-    texts = {"utterance": [u.name for u in test]}
-    texts |= {field: [getattr(u, field) for u in test] for field in ("sex", "condition")}
-    for task, tuned in zip(tasks, tuning, strict=True):
-        search = tune(task, tuned, outputs(run, tuned))
-        bar = tqdm(heard, task.measure, leave=False, disable=None)
-        hypotheses = [task.decode(scores, search["weight"], search["penalty"]) for scores in bar]
-        references = [task.references(utterance) for utterance in test]
-        said, known = sum(map(len, references)), len(task.vocabulary)
-        unknown = sum(
-            symbol not in task.vocabulary for reference in references for symbol in reference
-        )
-        if unknown:
-            print(f"{task.measure}: {unknown} of {said} are not among the {known} known")
-        rows = zip(test, references, hypotheses, strict=True)
-        errors = [
-            (utterance, align(reference, found))
-            for utterance, reference, found in rows
-            if reference
-        ]
-        counts = {"utterances": len(errors), "vocabulary": known, "unknown": unknown}
-        inside = {
-            name: [e for u, e in errors if name == "all" or in_domain(u, name)] for name in columns
-        }
-        by_domain = {name: summary(found) for name, found in inside.items()}
-        measures[task.measure] = {"search": search} | counts | {"errors": by_domain}
-        between = "" if task.measure == "CER" else " "
-        texts[f"{task.measure} reference"] = map(between.join, references)
-        texts[f"{task.measure} hypothesis"] = map(between.join, hypotheses)
-    lines = ["\t".join(row) for row in (texts, *zip(*texts.values(), strict=True))]
-    write_text(run.target / "hypotheses.tsv", "\n".join(lines) + "\n")
-    result = {"targets": recipe.targets, "trained": run.trained, "utterances": len(test)}
-    return trained_on(run) | result | {"training_utterances": len(training), "measures": measures}
+    return tasks
 
 
-def table(results: list[dict], measure: str, layout: str | None = None) -> str:
-    """Errors in percent, a row for each run and a column for each domain. `layout` names the corpus where published
-    rows may stand below ours."""
-    there = [r for r in results if measure in r["measures"]]
-    errors = [r["measures"][measure]["errors"] for r in there]
-    columns = [name for name in COLUMNS if any(name in domains for domains in errors)]
-
-    def line(
-        title: str, recogniser: str, extractor: str, features: str, cells: dict[str, str]
-    ) -> list[str]:
-        return [
-            title,
-            recogniser,
-            extractor or "–",
-            features,
-            *(cells.get(name, "–") for name in columns),
-        ]
-
-    ours, lines = [[r["recogniser"], r["extractor"], r["features"]] for r in there], []
-    for r, trained, domains in zip(there, ours, errors, strict=True):
-        lines.append(
-            line(
-                r["run"], *trained, {name: f"{100 * e['rate']:.2f}" for name, e in domains.items()}
-            )
-        )
-    lengths = (str(errors[0][name]["length"]) if name in errors[0] else "–" for name in columns)
-    lines.append(["(words)" if measure == "WER" else "(symbols)", "", "", "", *lengths])
-    for recogniser, extractor, features, its_measure, *rates in report.published(
-        "recognition", layout
+def measure_task(
+    task: RecognitionTask,
+    test: Corpus,
+    references: list[list[str]],
+    hypotheses: list[list[str]],
+) -> dict:
+    """Return the errors of one task by domain, and how much of the references can be recognised."""
+    unknown = 0
+    errors = []
+    for utterance, reference, hypothesis in zip(
+        test.utterances, references, hypotheses, strict=True
     ):
-        if its_measure == measure and [recogniser, extractor, features] in ours:
-            lines.append(
-                line(
-                    "(paper)",
-                    recogniser,
-                    extractor,
-                    features,
-                    dict(zip(COLUMNS, rates, strict=True)),
-                )
-            )
-    return report.table(["", "recogniser", "extractor", "features", *columns], lines, left=4)
+        unknown += sum(symbol not in task.vocabulary for symbol in reference)
+        if reference:
+            errors.append((utterance, align(reference, hypothesis)))
+    by_domain = {}
+    for name in columns_of(test):
+        inside = [e for u, e in errors if name == "all" or in_domain(u, name)]
+        by_domain[name] = summarise(inside)
+    return {
+        "utterances": len(errors),
+        "vocabulary": len(task.vocabulary),
+        "unknown": unknown,
+        "errors": by_domain,
+    }
 
 
-@report.by_corpus
-def evaluate(runs: list[Run], options: Options) -> list[dict]:
-    """A table for each corpus and measure; results.json and hypotheses.tsv in the folder of every run."""
-    results, data = (
-        report.evaluate_each(runs, options, evaluate_run, "hypotheses.tsv"),
-        runs[0].data,
+def table(results: list[RunResult], measure: str, layout: str | None = None) -> Table:
+    """Return errors in percent, a row for each run and a column for each domain. layout: of the
+    corpus if published rows may stand below ours."""
+    results = [result for result in results if measure in result.values["measures"]]
+    errors = [result.values["measures"][measure]["errors"] for result in results]
+    columns = [name for name in COLUMNS if any(name in domains for domains in errors)]
+    lines = []
+    trained = []
+    for result, domains in zip(results, errors, strict=True):
+        names = [result.values[key] for key in ("recogniser", "extractor", "features")]
+        trained.append(names)
+        rates = {name: f"{100 * e['rate']:.2f}" for name, e in domains.items()}
+        lines.append(table_line(result.run, names, rates, columns))
+    lengths = {name: str(e["length"]) for name, e in errors[0].items()}
+    title = "(words)" if measure == "WER" else "(symbols)"
+    lines.append([title, "", "", "", *(lengths.get(name, "–") for name in columns)])
+    for *names, of_measure, rate_cells in published_lines(layout):
+        if of_measure == measure and names in trained:
+            lines.append(table_line("(paper)", names, rate_cells, columns))
+    heading = ["", "recogniser", "extractor", "features", *columns]
+    return Table(heading, lines, left_columns=4)
+
+
+def table_line(
+    title: str, names: list[str], cells: dict[str, str], columns: list[str]
+) -> list[str]:
+    recogniser, extractor, features = names
+    rates = [cells.get(name, "–") for name in columns]
+    return [title, recogniser, extractor or "–", features, *rates]
+
+
+def published_lines(layout: str | None) -> list[tuple]:
+    """Return (recogniser, extractor, features, measure, rates by domain) of published results."""
+    lines = []
+    for recogniser, extractor, features, measure, *rates in report.published("recognition", layout):
+        cells = dict(zip(COLUMNS, rates, strict=True))
+        lines.append((recogniser, extractor, features, measure, cells))
+    return lines
+
+
+def evaluate(runs: list[Run], options: Options) -> Evaluation:
+    """Return a table for each corpus and measure, and for each run its errors and hypotheses."""
+    body = []
+    results = []
+    for group in group_by_corpus(runs):
+        group_results = [evaluate_run(run, options) for run in group]
+        body += describe_corpus(group, group_results, options)
+        results += group_results
+    body.append(
+        "recogniser, extractor: the domain that each was trained on. Bigrams: of the recogniser's "
+        "training transcripts; weights of the searches: chosen on development utterances of that "
+        "domain."
     )
+    return Evaluation(
+        task="recognition",
+        description="Recognition of phones, characters and words, by domain (FHVAE paper, section "
+        "4.3, Tables 2 and 3).",
+        settings=options.select("lexicon"),
+        body=body,
+        results=in_order_of(runs, results),
+    )
+
+
+def describe_corpus(
+    runs: list[Run], results: list[RunResult], options: Options
+) -> list[str | Table]:
+    data = runs[0].data
+    layout = report.published_layout(runs, options)
+    body = []
     for measure in ("PER", "CER", "WER"):
-        if any(measure in result["measures"] for result in results):
-            layout = report.published_layout(runs, options)
-            print(f"\n{data}: {measure} in %\n\n{table(results, measure, layout)}")
+        if any(measure in result.values["measures"] for result in results):
+            body.append(f"{data}: {measure} in %")
+            body.append(table(results, measure, layout))
+    for result in results:
+        for measure, values in result.values["measures"].items():
+            if values["unknown"]:
+                body.append(
+                    f"{result.run}, {measure}: {values['unknown']} of the reference's are not among "
+                    f"the {values['vocabulary']} that it knows."
+                )
     if options.split != "test":
-        print(
-            f"\n{data}: on {options.split}, which had a part in the training: strangers make for more errors."
+        body.append(
+            f"{data}: on {options.split}, which had a part in the training; unseen speakers make "
+            "for more errors."
         )
-    print(
-        "\nrecogniser, extractor: the domain that each was trained on. Bigrams: of the recogniser's training"
-    )
-    print("transcripts; weights of the searches: chosen on development utterances of that domain.")
-    return results
+    return body

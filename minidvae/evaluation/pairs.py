@@ -1,0 +1,28 @@
+"""Pairs of utterances by different speakers, to exchange latents between."""
+
+import numpy as np
+
+from ..data.corpus import Corpus
+
+
+def conversion_pairs(test: Corpus, count: int, seed: int) -> list[tuple[int, int]]:
+    """Return pairs (source, reference) of utterances: sources spread over the corpus, and for each
+    a reference drawn from the other sex, or from another speaker where the sexes are unknown.
+    Empty where there is only one speaker."""
+    random = np.random.default_rng(seed)
+    count = min(count, len(test))
+    pairs = []
+    for number in range(count):
+        source = number * len(test) // count
+        speaker = test.utterances[source].speaker
+        sex = test.utterances[source].sex
+        others = []
+        other_sex = []
+        for index, utterance in enumerate(test.utterances):
+            if utterance.speaker != speaker:
+                others.append(index)
+                if {utterance.sex, sex} == {"F", "M"}:
+                    other_sex.append(index)
+        if others:
+            pairs.append((source, int(random.choice(other_sex or others))))
+    return pairs

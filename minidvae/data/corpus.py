@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..files import remove_leftovers
+from ..files import remove_abandoned
 from . import audio, layouts, packing, synthetic
 from .layouts import CorpusError
 from .packing import Utterance
@@ -135,7 +135,7 @@ def load_corpus(
         looked_for = "a folder of speech, a sound file, a manifest (TSV: path, speaker, split), or the word built-in"
         raise CorpusError(f"{name}: no such file or folder; looked for {looked_for}")
     folder = cache / _digest([packing.FORMAT, place, contents])[:24]
-    remove_leftovers(cache, f"{packing.PACKING}*")
+    remove_abandoned(cache, f"{packing.PACKING}*")
     if (found := packing.read(folder)) is None:
         notes = []
         if clean is not None:

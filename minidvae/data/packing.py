@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..files import in_use
 from . import audio, layouts, synthetic
 from .layouts import CorpusError
 
@@ -146,7 +145,7 @@ def write(
     its split where there are none. CorpusError where there are no clips; OSError where `folder` cannot be written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     directory = tempfile.TemporaryDirectory("", PACKING, folder.parent, ignore_cleanup_errors=True)
-    with directory as temporary, in_use(temporary):
+    with directory as temporary:
         rows, samples = [], 0
         packed = Path(temporary, "corpus")
         packed.mkdir()
@@ -226,7 +225,8 @@ def read_column(name: str, values: list) -> list:
 
 def prefetch(packed: np.ndarray, starts: np.ndarray, samples: int) -> None:
     """Have pieces of a packed file read all at once, which takes a tenth of the time of one page after the other."""
-    if (mapped := getattr(packed, "_mmap", None)) is not None:
+    mapped = getattr(packed, "_mmap", None)
+    if hasattr(mapped, "madvise"):  # not on Windows
         for start in (2 * starts).tolist():
             page = start - start % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_WILLNEED, page, start - page + 2 * samples)

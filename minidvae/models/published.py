@@ -1,8 +1,9 @@
 """The published format "DVAE-speech": its settings and parameters beside ours.
 
-A model there is a folder with a plain state dict and a `config.ini`. Its MLPs are `<part>.linear0, 1, …`, where ours
-are `<part>.0, 2, …` (linear layers and activations in turn); its other parts differ in name only. "Backward" LSTMs
-are there forward ones on the flipped sequence, the same as ours; RVAE's is, bidirectional or not.
+A model there is a folder with a plain state dict and a `config.ini`. Its MLPs are `<part>.linear0,
+1, …`, where ours are `<part>.0, 2, …` (linear layers and activations in turn); its other parts
+differ in name only. "Backward" LSTMs are there forward ones on the flipped sequence, the same as
+ours; RVAE's is, bidirectional or not.
 """
 
 import configparser
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from ..data.audio import SAMPLE_RATE, STFT
-from ..files import CheckpointError, check_parameters, unpickle
+from ..files import CheckpointError, load_checkpoint
 from . import MODELS, build_model
 
 LATER_OUTPUT = re.compile(r"^gen_out\b")  # the name of `gen_logvar` in later versions of the format
@@ -62,56 +63,60 @@ FORMATS = {  # model: {our name of a setting or part: theirs}
 
 
 def read_settings(network: dict[str, str]) -> tuple[str, dict]:
-    """A [Network] section → the model's name and its settings for `build_model`. Raises ValueError where something is
-    missing or malformed, or describes a model that does not exist here."""
+    """Return the model's name and its settings for `build_model` from a [Network] section. Raises
+    ValueError where something is missing or malformed, or describes a model that does not exist
+    here."""
     name = str(network.get("name", "")).lower()
     if name not in FORMATS:
-        raise ValueError(
-            f"[Network] name={network.get('name')!r} is none of {', '.join(FORMATS).upper()}"
-        )
-    fields, config = {field.name for field in dataclasses.fields(MODELS[name][1])}, {}
+        names = ", ".join(FORMATS).upper()
+        raise ValueError(f"[Network] name={network.get('name')!r} is none of {names}")
+    fields = {field.name for field in dataclasses.fields(MODELS[name][1])}
+    config = {}
     for setting, key in FORMATS[name].items():
-        if setting in fields and key not in network:
+        if setting not in fields:
+            continue
+        if key not in network:
             raise ValueError(f"[Network] of a {name} lacks {key}")
-        if setting in fields:
-            config[setting] = parse(setting, key, str(network[key]).strip())
-    directions = {
-        parse("bidirectional", key, str(value))
-        for key, value in network.items()
-        if key.startswith("bidir")
-    }
-    layers = {
-        parse("layers", key, str(value))
-        for key, value in network.items()
-        if key.startswith("num_RNN")
-    }
+        config[setting] = parse(setting, key, str(network[key]).strip())
     activation = str(network.get("activation", "tanh"))
-    if name == "vae" and activation != "tanh":
-        raise ValueError(f"[Network] activation={activation}: a vae has tanh only")
     if name == "vae":
+        if activation != "tanh":
+            raise ValueError(f"[Network] activation={activation}: a vae has tanh only")
         return name, config
+    directions = set()
+    layers = set()
+    for key, value in network.items():
+        if key.startswith("bidir"):
+            directions.add(parse("bidirectional", key, str(value)))
+        if key.startswith("num_RNN"):
+            layers.add(parse("layers", key, str(value)))
     if len(directions) > 1 or len(layers) > 1:
         raise ValueError(
             "[Network] has recurrent networks that differ in depth or direction; here they agree"
         )
-    return name, config | {"activation": activation, "layers": layers.pop() if layers else 1}
+    config["activation"] = activation
+    config["layers"] = layers.pop() if layers else 1
+    return name, config
 
 
 def parse(setting: str, key: str, text: str) -> int | bool | tuple[int, ...]:
+    """Return the value of a setting, by its name: widths, a direction or a number."""
     try:
         if setting.endswith("hidden"):
-            return tuple(parse("width", key, width) for width in text.split(",")) if text else ()
+            widths = text.split(",") if text else []
+            return tuple(parse("width", key, width) for width in widths)
         if setting == "bidirectional":
             return {"true": True, "false": False}[text.lower()]
-        if not 1 <= int(text) < 2**31:
+        number = int(text)
+        if not 1 <= number < 2**31:
             raise ValueError
-        return int(text)
+        return number
     except (KeyError, ValueError):
-        raise ValueError(f"[Network] {key}={text[:40]!r} does not read") from None
+        raise ValueError(f"[Network] {key}={text[:40]!r} cannot be read") from None
 
 
 def their_key(name: str, key: str, config: dict) -> str:
-    """The name that our parameter `key` of model `name` has there."""
+    """Return the name that our parameter `key` of model `name` has there."""
     parts = FORMATS[name]
     module, parameter = key.rsplit(".", 1)
     if module in parts:
@@ -124,56 +129,76 @@ def their_key(name: str, key: str, config: dict) -> str:
 
 
 def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, str]) -> nn.Module:
-    """The model of a state dict in the published format "DVAE-speech"; `network` is the [Network] section. Raises
-    CheckpointError naming the first setting, key or shape that does not fit."""
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
-    ):
+    """Return the model of a state dict in the published format "DVAE-speech".
+
+    Args:
+        state_dict: of the authors' model.
+        network: the [Network] section of its config.ini.
+
+    Raises:
+        CheckpointError: a setting, a parameter or a shape does not fit.
+    """
+    if not isinstance(state_dict, dict):
         raise CheckpointError("not a plain state dict of tensors")
+    for value in state_dict.values():
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError("not a plain state dict of tensors")
     try:
         name, config = read_settings(network)
-        with torch.device("meta"):
+        with torch.device("meta"):  # Without memory: a wrong size is found before it is allocated.
             sketch = build_model(name, **config)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
-    state_dict = {
-        LATER_OUTPUT.sub("gen_logvar", str(key)): value for key, value in state_dict.items()
-    }
-    theirs = {key: their_key(name, key, config) for key, _ in sketch.named_parameters()}
-    expected = {theirs[key]: parameter for key, parameter in sketch.named_parameters()}
-    check_parameters(expected, state_dict, f"not the {name} of [Network]: ")
-    model = build_model(name, **config)
-    model.load_state_dict({key: state_dict[their] for key, their in theirs.items()}, strict=False)
+        our_keys = {their_key(name, key, config): key for key, _ in sketch.named_parameters()}
+        renamed = {}
+        for key, value in state_dict.items():
+            key = LATER_OUTPUT.sub("gen_logvar", str(key))
+            renamed[our_keys.get(key, key)] = value
+        buffers = dict(sketch.named_buffers())  # statistics of the input, which theirs have not
+        sketch.load_state_dict(renamed | buffers, strict=True, assign=True)
+        model = build_model(name, **config)
+        model.load_state_dict(renamed, strict=False)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"does not fit its [Network] section: {reason}") from None
     return model
 
 
 def load_dvae_speech(folder: str | Path) -> tuple[nn.Module, STFT]:
-    """The model of a folder with a state dict (one .pt file) and its `config.ini`, and the STFT it was trained on.
-    Raises CheckpointError naming the file where something is missing or does not fit."""
+    """Return the model of a folder with a state dict (one .pt file) and its `config.ini`, and the
+    STFT that it was trained on. Raises CheckpointError naming the file where something is missing
+    or does not fit."""
     folder = Path(folder)
-    configuration, files = folder / "config.ini", sorted(folder.glob("*.pt"))
+    configuration = folder / "config.ini"
+    files = sorted(folder.glob("*.pt"))
     if not configuration.is_file() or len(files) != 1:
         raise CheckpointError(
             f"{folder}: expected one .pt file and config.ini, found {len(files)} .pt file(s)"
         )
+    stft, network = read_configuration(configuration)
+    try:
+        model = import_dvae_speech(load_checkpoint(files[0]), network)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    if stft.bins != model.config.bins:
+        raise CheckpointError(
+            f"{folder}: a window of {stft.window_length} samples does not have "
+            f"x_dim={model.config.bins} bins"
+        )
+    return model, stft
+
+
+def read_configuration(path: Path) -> tuple[STFT, dict[str, str]]:
+    """Return the STFT and the [Network] section of a config.ini."""
     ini = configparser.ConfigParser(interpolation=None)
     ini.optionxform = str
     try:
-        ini.read_string(configuration.read_text())
-        rate, window = ini.getint("STFT", "fs"), ini.getfloat("STFT", "wlen_sec")
-        length = round(rate * window)
-        stft = STFT(length, round(length * ini.getfloat("STFT", "hop_percent")))
+        ini.read_string(path.read_text())
+        rate = ini.getint("STFT", "fs")
+        window_length = round(rate * ini.getfloat("STFT", "wlen_sec"))
+        hop = round(window_length * ini.getfloat("STFT", "hop_percent"))
+        stft = STFT(window_length, hop)
         network = dict(ini["Network"])
     except (configparser.Error, KeyError, OSError, OverflowError, ValueError) as error:
-        raise CheckpointError(f"{configuration}: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{path}: {str(error).splitlines()[0]}") from None
     if rate != SAMPLE_RATE:
-        raise CheckpointError(f"{configuration}: fs={rate}; expected {SAMPLE_RATE}")
-    try:
-        model = import_dvae_speech(unpickle(files[0]), network)
-        if stft.bins != model.config.bins:
-            raise CheckpointError(
-                f"a window of {length} samples does not have x_dim={model.config.bins} bins"
-            )
-        return model, stft
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        raise CheckpointError(f"{path}: fs={rate}; expected {SAMPLE_RATE}")
+    return stft, network

@@ -55,3 +55,9 @@ def minidvae_command(*arguments) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def results_of(run, task: str) -> Path:
+    """The folder with the results of the only evaluation of a run by a task."""
+    (folder,) = (Path(run) / "eval" / task).iterdir()
+    return folder

@@ -275,7 +275,6 @@ TRANSFORMER_QUICK = {
     "warmup": 100,
     "steps": 2_300,
     "report": 230,
-    "equaliser": 4.0,
     **AUGMENTATION,
 }
 
@@ -287,6 +286,7 @@ TRANSFORMER_LOCAL_QUICK = {
     "phases": 4,
     "heads": 8,
     "w_prior": "aggregate",
+    "equaliser": 4.0,
 }
 
 RECURRENT_QUICK = {

@@ -1,6 +1,5 @@
 """Exchange of the sequence latent, and the measures that tell which utterance it follows."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from minidvae.data.audio import SAMPLE_RATE, STFT
 from minidvae.data.corpus import CorpusError, load_corpus
 from minidvae.evaluation import exchange, report, resynthesis
-from minidvae.evaluation.runs import Options, Run, noise_of
+from minidvae.evaluation.runs import Options, Run, generator_for
 from minidvae.models import build_model
 
 SIZES = {
@@ -68,16 +67,14 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
     model = build_model(name, **(SIZES if name != "dsae" else {}), input_scale="root").eval()
     corpus = load_corpus(speech, progress=False)
     test = corpus.split("test")
-    run = Run(
-        tmp_path, name, model, STFT(), {"model": name}, str(speech), corpus, test, tmp_path / "eval"
-    )
+    run = Run(tmp_path, name, model, STFT(), {"model": name}, str(speech), corpus, test)
 
     with torch.no_grad():
         a, b = (exchange.analyse(run, index, 0) for index in (0, len(test) - 1))
         latents = ((a, a), (b, b), (a, b), (b, a))
         own_a, own_b, a_with_b, b_with_a = (exchange.decode(model, z, w) for z, w in latents)
         for speech_of, own in ((a, own_a), (b, own_b)):
-            noise = noise_of(0, speech_of.utterance.name)
+            noise = generator_for(0, speech_of.utterance.name)
             ((_, expected),) = resynthesis.resynthesise(
                 model, STFT(), [speech_of.waveform], "generation", [noise]
             )
@@ -86,28 +83,27 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
         assert (b_with_a - model.decode(b.z, a.w)[0]).abs().max() < 1e-4
 
     with torch.no_grad():
-        again = exchange.analyse(run, exchange.another(test, 0), 0)
+        again = exchange.analyse(run, exchange.another_of_speaker(test, 0), 0)
         near = exchange.mean_log_spectrum(exchange.decode(model, a, again))
     expected = (near - exchange.mean_log_spectrum(own_a)).square().mean().sqrt()
 
-    (result,) = exchange.evaluate([run], Options())
-    assert result["exchanges"][0]["z"] == a.utterance.name
-    assert result["exchanges"][0]["spectrum_own_speaker"] == pytest.approx(
-        float(expected), abs=1e-4
-    )
-    kept = json.loads((tmp_path / "eval" / "results.json").read_text())
-    assert len(kept["exchanges"]) == 2 * len(exchange.conversion_pairs(test, exchange.PAIRS, 0))
-    for row in result["exchanges"]:
+    (result,) = exchange.evaluate([run], Options()).results
+    rows = result.values["exchanges"]
+    assert rows[0]["z"] == a.utterance.name
+    assert rows[0]["spectrum_own_speaker"] == pytest.approx(float(expected), abs=1e-4)
+    assert len(rows) == 2 * len(exchange.conversion_pairs(test, exchange.PAIRS, 0))
+    for row in rows:
         speakers = {u.name: u.speaker for u in test.utterances}
         assert speakers[row["z"]] != speakers[row["w"]] and 0 <= row["spectrum_follows_w"] <= 1
-    first = result["exchanges"][0]
-    exchanged = f"z-{first['z']}--w-{first['w']}"
-    files = {path.name for path in (tmp_path / "eval").iterdir()}
-    assert {
-        f"{first['z']}--{first['w']}.png",
-        f"{exchanged}.wav",
-        f"{exchanged}-griffin-lim.wav",
-    } <= files
+    first = rows[0]["z"]
+    second = rows[0]["w"]
+    group = f"{first}--{second}"
+    exchanged = [f"z of {first}, w of {second}", f"z of {second}, w of {first}"]
+    labels = [first, second]
+    for label in exchanged:
+        labels += [label, f"{label}, Griffin-Lim"]
+    assert [(sound.group, sound.label) for sound in result.sounds] == [(group, x) for x in labels]
+    assert [figure.group for figure in result.figures] == [group]
 
 
 def test_exchange_of_speakers_with_one_utterance(speech, tmp_path):
@@ -117,14 +113,14 @@ def test_exchange_of_speakers_with_one_utterance(speech, tmp_path):
     one_each = {utterance.speaker: utterance for utterance in test.utterances}.values()
     test = replace(test, utterances=tuple(one_each))
     model = small(input_scale="root")
-    run = Run(
-        tmp_path, "light_dvae", model, STFT(), {}, str(speech), corpus, test, tmp_path / "eval"
-    )
-    (result,) = exchange.evaluate([run], Options())
-    assert all(np.isnan(row["spectrum_own_speaker"]) for row in result["exchanges"])
+    run = Run(tmp_path, "light_dvae", model, STFT(), {}, str(speech), corpus, test)
+    (result,) = exchange.evaluate([run], Options()).results
+    assert all(np.isnan(row["spectrum_own_speaker"]) for row in result.values["exchanges"])
     cells = dict(
         zip(
-            exchange.COLUMNS, report.summary_cells(result["summary"], exchange.COLUMNS), strict=True
+            exchange.COLUMNS,
+            report.summary_cells(result.values["summary"], exchange.COLUMNS),
+            strict=True,
         )
     )
     assert (
@@ -136,13 +132,15 @@ def test_exchange_needs_two_speakers(speech, tmp_path):
     corpus = load_corpus(speech, progress=False)
     one = corpus.split("dev")  # of one speaker
     first = replace(one, utterances=one.utterances[:1])
-    assert [exchange.another(one, 0), exchange.another(one, 1), exchange.another(first, 0)] == [
+    assert [
+        exchange.another_of_speaker(one, 0),
+        exchange.another_of_speaker(one, 1),
+        exchange.another_of_speaker(first, 0),
+    ] == [
         1,
         0,
         0,
     ]
-    run = Run(
-        tmp_path, "light_dvae", small(), STFT(), {}, str(speech), corpus, one, tmp_path / "eval"
-    )
+    run = Run(tmp_path, "light_dvae", small(), STFT(), {}, str(speech), corpus, one)
     with pytest.raises(CorpusError, match="one speaker"):
         exchange.evaluate_run(run, Options())

@@ -5,7 +5,6 @@ import shutil
 import sys
 import weakref
 from dataclasses import asdict, replace
-from functools import partial
 
 import benchmark as study
 import numpy as np
@@ -15,19 +14,22 @@ import scipy.signal
 import soundfile
 import torch
 from matplotlib.figure import Figure
-from run_scripts import call, evaluate_script, surroundings  # noqa: F401
+from run_scripts import call, evaluate_script, results_of, surroundings  # noqa: F401
+from tqdm import tqdm
 
 from minidvae.data.audio import STFT, griffin_lim, log_magnitude
 from minidvae.data.corpus import load_corpus
 from minidvae.evaluation import figures, generation
 from minidvae.evaluation.generation import (
-    SAMPLES,
+    CLIP_SAMPLES,
+    ClipSource,
     Stopwatch,
-    features_of,
+    extract_features,
     frechet_distance,
-    recorded,
-    scaled,
+    recorded_source,
+    scale_to_peak,
 )
+from minidvae.evaluation.report import render_table
 from minidvae.evaluation.runs import Run
 from minidvae.models import build_model
 from minidvae.training import checkpoint
@@ -50,6 +52,16 @@ SMALL = {
         "w_embedding": 8,
         "w_layers": 1,
     },
+    "light_dvae_local": {
+        "width": 16,
+        "context": 5,
+        "heads": 2,
+        "feedforward": 16,
+        "layers": 1,
+        "w_hidden": 8,
+        "w_embedding": 8,
+        "w_layers": 1,
+    },
     "light_dvae": {
         "width": 16,
         "feedforward": 16,
@@ -64,7 +76,7 @@ SMALL = {
 def small(name):
     torch.manual_seed(0)
     model = build_model(name, input_scale="root", **SMALL[name]).eval()
-    return Run(name, name, model, COARSE, {}, "speech", None, None, None)
+    return Run(name, name, model, COARSE, {}, "speech", None, None)
 
 
 def gaussian(mean, covariance) -> np.ndarray:
@@ -125,15 +137,14 @@ def test_distance_grows_with_noise(speech):
     """Speech against itself in white noise: the distance must rise as the signal-to-noise ratio falls."""
     torch.manual_seed(0)
     network = build_model("deepspeech2", channels=(4,), width=12, layers=1).eval()
-    clips = recorded(load_corpus(speech).split("train"), 24, 0, device=torch.device("cpu"))(
-        range(24)
-    )
+    train = load_corpus(speech).split("train")
+    clips = recorded_source(train, 24, (0,), torch.device("cpu")).make_clips(range(24))
     noise = torch.randn(clips.shape, generator=torch.Generator().manual_seed(0))
     noise *= clips.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
 
     def features(waveforms):
         with torch.no_grad():
-            return network.features(log_magnitude(scaled(waveforms))).numpy()
+            return network.features(log_magnitude(scale_to_peak(waveforms))).numpy()
 
     clean, snrs = features(clips), (40, 30, 20, 10, 0)
     distances = [
@@ -151,10 +162,11 @@ def test_samples_do_not_depend_on_the_batch(name):
     run = small(name)
 
     def draw(numbers, seed=0, number=0):
-        return generation.sample(run, generation.noise_of_clips("latents", seed, number, numbers))
+        generators = generation.clip_generators("latents", seed, number, numbers)
+        return generation.sample_power(run, generators)
 
     together = draw(range(5))
-    assert together.shape == (5, COARSE.frames(SAMPLES), COARSE.bins)
+    assert together.shape == (5, COARSE.frames(CLIP_SAMPLES), COARSE.bins)
     torch.testing.assert_close(
         torch.cat([draw(range(2)), draw(range(2, 5))]), together, rtol=1e-3, atol=0
     )
@@ -162,7 +174,7 @@ def test_samples_do_not_depend_on_the_batch(name):
     assert all((other - together[:1]).abs().max() > 1e-3 * together[:1].max() for other in others)
 
 
-@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae", "dsae"])
+@pytest.mark.parametrize("name", ["hit_dvae", "light_dvae", "light_dvae_local", "dsae"])
 def test_w_of_the_posteriors(name):
     """Fitted, w must have the mean and covariance of all draws of q(w | x), and the samples must be made with it."""
     model, draws = small(name).model, torch.Generator().manual_seed(0)
@@ -188,13 +200,13 @@ def test_w_of_the_posteriors(name):
 def test_phases():
     """Of one power, waveforms must differ between clips, and be the same whatever else is in the batch."""
     power = torch.rand(
-        COARSE.frames(SAMPLES), COARSE.bins, generator=torch.Generator().manual_seed(0)
+        COARSE.frames(CLIP_SAMPLES), COARSE.bins, generator=torch.Generator().manual_seed(0)
     )
     power = power.expand(3, -1, -1)
-    phases = lambda numbers: generation.noise_of_clips("phases", 0, 0, numbers)  # noqa: E731
-    together = griffin_lim(power, COARSE, 5, length=SAMPLES, generator=phases(range(3)))
+    phases = lambda numbers: generation.clip_generators("phases", 0, 0, numbers)  # noqa: E731
+    together = griffin_lim(power, COARSE, 5, length=CLIP_SAMPLES, generator=phases(range(3)))
     assert (together[:2] - together[2]).std(1).min() > 0.5 * together.std()
-    alone = griffin_lim(power[2:], COARSE, 5, length=SAMPLES, generator=phases(range(2, 3)))
+    alone = griffin_lim(power[2:], COARSE, 5, length=CLIP_SAMPLES, generator=phases(range(2, 3)))
     torch.testing.assert_close(alone, together[2:], rtol=1e-3, atol=1e-5)
 
 
@@ -202,7 +214,7 @@ def test_latents_and_phases_are_drawn_apart():
     draws = [
         one
         for what in ("latents", "phases")
-        for one in generation.noise_of_clips(what, 0, 0, range(9))
+        for one in generation.clip_generators(what, 0, 0, range(9))
     ]
     assert len({one.initial_seed() for one in draws}) == 18
 
@@ -211,12 +223,12 @@ def test_a_generator_for_each():
     """Too few or too many must not be repeated or left out."""
     for name in ("vae", "light_dvae"):
         with pytest.raises(ValueError, match="2 generators for 3 sequences"):
-            small(name).model.sample(3, 4, generation.noise_of_clips("latents", 0, 0, range(2)))
+            small(name).model.sample(3, 4, generation.clip_generators("latents", 0, 0, range(2)))
     with pytest.raises(ValueError, match="3 generators for 2 spectra"):
         griffin_lim(
             torch.ones(2, 4, COARSE.bins),
             COARSE,
-            generator=generation.noise_of_clips("phases", 0, 0, range(3)),
+            generator=generation.clip_generators("phases", 0, 0, range(3)),
         )
 
 
@@ -224,13 +236,18 @@ def test_a_generator_for_each():
 def test_memory_does_not_grow_with_the_clips(name):
     """Fails where clips of earlier batches are kept."""
     watch, kept = Stopwatch(torch.device("cpu")), []
-    noise = lambda numbers: torch.rand(len(numbers), 100)  # noqa: E731
-    made = noise if name == "noise" else partial(generation.generated, small(name), 0, 0, watch)
+
+    def noise(numbers):
+        return torch.rand(len(numbers), 100)
+
+    made = (
+        noise if name == "noise" else generation.model_source(small(name), 0, 0, watch).make_clips
+    )
 
     def alive() -> int:
         return sum(one() is not None for one in kept)
 
-    def source(numbers):
+    def make_clips(numbers):
         clips = made(numbers)
         kept.append(weakref.ref(clips))
         return clips
@@ -241,23 +258,25 @@ def test_memory_does_not_grow_with_the_clips(name):
         return clips[:, :3].numpy().copy()
 
     count = 40 if name == "noise" else 6
-    assert features_of(source, count, features, 2, watch).shape == (count, 3) and len(kept) == count
+    found = extract_features(
+        ClipSource("", make_clips, watch), count, features, 2, tqdm(disable=True)
+    )
+    assert found.shape == (count, 3) and len(kept) == count
 
 
-def test_windows_share_a_scale(monkeypatch, tmp_path):
+def test_windows_share_a_scale(monkeypatch):
     """The same noise seen through two windows must have the same colour in a contact sheet: its power grows with the
     window, by a factor of 4 here."""
     drawn = []
 
-    def savefig(figure, path, **options):
+    def savefig(figure, file, **options):
         drawn.extend(figure.axes)
-        path.touch()
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    noise = torch.randn(2, SAMPLES, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, CLIP_SAMPLES, generator=torch.Generator().manual_seed(0))
     stfts = (STFT(512, 256), STFT(2048, 1024))
     rows = [("", stft.analyse(noise).abs().square().numpy(), stft) for stft in stfts]
-    figures.contact_sheet(rows, tmp_path / "sheet.png")
+    figures.contact_sheet(rows)
     images = [axis.images[0] for axis in drawn[:4]]
     levels = [
         10 * np.log10((10 ** (image.get_array()[1:-1, 1:-1] / 10)).mean()) for image in images
@@ -282,7 +301,7 @@ def test_real_clips_are_of_their_splits(speech):
         torch.equal(one, other) for one, other in zip(heard[:4], heard[4:], strict=True)
     )  # drawn anew
     for clips in heard:
-        assert clips.shape == (3, SAMPLES)
+        assert clips.shape == (3, CLIP_SAMPLES)
         np.testing.assert_allclose(clips.abs().amax(1), 1, rtol=1e-6)
     assert found_in(reference, corpus.split("train")) and not found_in(
         reference, corpus.split("test")
@@ -291,11 +310,13 @@ def test_real_clips_are_of_their_splits(speech):
     assert not found_in(phaseless, corpus.split("test")) and not found_in(
         made, corpus.split("train")
     )
-    text = generation.counts(run, 8, 1, features=4)
+    text = generation.describe_clips(run, 8, 1, features=4)
     assert "train holds 9 side by side; test holds 7 side by side, so clips overlap" in text
     last = corpus.utterances[-1]
-    cropped = replace(corpus.split("test"), utterances=(last, last._replace(trim=(0, SAMPLES - 1))))
-    text = generation.counts(replace(run, test=cropped), 2, 1, features=4)
+    cropped = replace(
+        corpus.split("test"), utterances=(last, last._replace(trim=(0, CLIP_SAMPLES - 1)))
+    )
+    text = generation.describe_clips(replace(run, test=cropped), 2, 1, features=4)
     assert "(1 of 2 utterances are too short)" in text
     values = rows["test (exact phase)"]["fdsd"]["values"]
     assert values[0] == frechet_distance(exact[:, :4].numpy(), reference[:, :4].numpy())
@@ -308,7 +329,9 @@ def found_in(clips, corpus) -> bool:
         best = 0.0
         for waveform in waveforms:
             products = scipy.signal.correlate(waveform, clip, "valid", method="fft")
-            energies = scipy.signal.correlate(waveform**2, np.ones(SAMPLES), "valid", method="fft")
+            energies = scipy.signal.correlate(
+                waveform**2, np.ones(CLIP_SAMPLES), "valid", method="fft"
+            )
             best = max(
                 best, float((products / np.sqrt(energies.clip(min=1e-9) * (clip @ clip))).max())
             )
@@ -390,14 +413,14 @@ def test_table_and_files(runs, monkeypatch, capsys):
         assert errors["length"] == 2 * 4  # `ab` in each of the four test files
         edits = errors["substitutions"] + errors["deletions"] + errors["insertions"]
         assert result["recogniser"]["error_rate"] == edits / 8
-        folder = runs / result["model"] / "eval" / "generation"
+        folder = results_of(runs / result["model"], "generation")
         assert json.loads((folder / "results.json").read_text()) == result
-        for kind in ("sample", "test", "test-griffin-lim"):
+        for label in ("sample", "test", "test-Griffin-Lim"):
             for number in range(generation.EXAMPLES):
-                samples, rate = soundfile.read(folder / f"{kind}-{number}.wav")
-                assert samples.shape == (SAMPLES,) and rate == 16_000
+                samples, rate = soundfile.read(folder / f"clip-{number}-{label}.wav")
+                assert samples.shape == (CLIP_SAMPLES,) and rate == 16_000
                 assert np.abs(samples).max() > 0.99
-        assert (folder / generation.SHEET).stat().st_size > 10_000
+        assert (folder / "contact-sheet.png").stat().st_size > 10_000
     rate = f"error rate in characters: {100 * results[0]['recogniser']['error_rate']:.1f} %, on 4 test utterances"
     for text in (
         str(runs / "recogniser"),
@@ -412,7 +435,7 @@ def test_table_and_files(runs, monkeypatch, capsys):
     )  # published numbers only beside the paper's corpus
 
     monkeypatch.setitem(generation.BATCH, "cpu", 3)
-    monkeypatch.setattr(generation, "keep_examples", lambda *_: None)
+    monkeypatch.setattr(generation, "EXAMPLES", 1)
     assert call(*arguments) == 0
     for one, other in zip(results, json.loads(open("results.json").read()), strict=True):
         assert one["fdsd"]["values"] == pytest.approx(other["fdsd"]["values"], rel=0.02)
@@ -445,9 +468,9 @@ def test_another_split_and_a_recogniser_whose_corpus_is_gone(runs, capsys):
         and result["fdsd"]["mean"] > 0
     )
     assert result["recogniser"]["error_rate"] is None
-    folder = runs / "vae" / "eval" / "generation"
-    names = {file.stem.rsplit("-", 1)[0] for file in folder.glob("*.wav")}
-    assert names == {"sample", "dev", "dev-griffin-lim"}
+    (folder,) = (runs / "vae" / "eval" / "generation").glob("*-dev-*")
+    labels = {file.stem.split("-", 2)[2] for file in folder.glob("clip-*.wav")}
+    assert labels == {"sample", "dev", "dev-Griffin-Lim"}
 
 
 def test_study(runs, monkeypatch, capsys):
@@ -480,10 +503,9 @@ def test_without_recogniser(runs, capsys):
     assert call(evaluate_script, runs / "vae", "--task", "generation") == 0
     printed = capsys.readouterr().out
     assert "--recogniser RUN" in printed and "FDSD" not in printed
-    folder = runs / "vae" / "eval" / "generation"
-    assert (folder / generation.SHEET).exists() and len(
-        list(folder.glob("sample-*.wav"))
-    ) == generation.EXAMPLES
+    (folder,) = (runs / "vae" / "eval" / "generation").glob("*-test")
+    assert (folder / "contact-sheet.png").exists()
+    assert len(list(folder.glob("clip-*-sample.wav"))) == generation.EXAMPLES
 
 
 def test_samples_with_a_fitted_w(runs):
@@ -494,10 +516,11 @@ def test_samples_with_a_fitted_w(runs):
             call(evaluate_script, runs / "vae", runs / "dsae", "--task", "generation", *flags) == 0
         )
         for name in ("vae", "dsae"):
-            folder = runs / name / "eval" / "generation"
+            pattern = "*-test-w=posterior" if flags else "*-test"
+            (folder,) = (runs / name / "eval" / "generation").glob(pattern)
             about = json.loads((folder / "results.json").read_text())
             assert about.get("w") == (None if name == "vae" else "posterior" if flags else "prior")
-            made[name, flags] = soundfile.read(folder / "sample-0.wav")[0]
+            made[name, flags] = soundfile.read(folder / "clip-0-sample.wav")[0]
     (vae, dsae), (vae_fitted, dsae_fitted) = (
         [made[name, flags] for name in ("vae", "dsae")] for flags in ((), flags)
     )
@@ -511,8 +534,8 @@ def test_published_rows_only_where_given():
             "clips_per_second": {"sampling": 1234.5},
         }
     }
-    assert "70.92 ± 0.44" in generation.table(rows, [("VAE", "70.92 ± 0.44")])
-    lines = generation.table(rows).splitlines()
+    assert "70.92 ± 0.44" in render_table(generation.table(rows, [("VAE", "70.92 ± 0.44")]))
+    lines = render_table(generation.table(rows)).splitlines()
     assert len(lines) == 2 and lines[-1].split() == ["runs/a", "1.00", "±", "0.50", "1,234"]
 
 
@@ -529,7 +552,7 @@ def test_published_rows_only_where_given():
         (("vae", "--clips", "100"), "needs --recogniser"),
         (
             ("vae", "--w", "posterior"),
-            "--w posterior: is for models with a sequence latent, not vae",
+            "w=posterior: is for models with a sequence latent, not vae",
         ),
         (("vae", "--w", "posterior", "--task", "resynthesis"), "--w: is for --task generation"),
         (

@@ -7,7 +7,7 @@ import torch
 from minidvae.data.audio import SAMPLE_RATE, STFT
 from minidvae.data.corpus import load_corpus
 from minidvae.evaluation import metrics, resynthesis
-from minidvae.evaluation.runs import Options, Run, noise_of
+from minidvae.evaluation.runs import Options, Run, generator_for
 from minidvae.models import build_model
 
 SIZES = {
@@ -41,8 +41,7 @@ def test_evaluation_in_batches_keeps_utterances_apart(speech, tmp_path, monkeypa
     with that utterance's own noise."""
     corpus = load_corpus(speech, progress=False)
     model, stft, test = small(), STFT(), corpus.split("test")
-    run = Run(tmp_path, "light_dvae", model, stft, {}, str(speech), corpus, test, tmp_path / "eval")
-    run.target.mkdir()
+    run = Run(tmp_path, "light_dvae", model, stft, {}, str(speech), corpus, test)
     scores = []
 
     def first_samples(pairs):
@@ -53,11 +52,16 @@ def test_evaluation_in_batches_keeps_utterances_apart(speech, tmp_path, monkeypa
         return scores
 
     monkeypatch.setattr(metrics, "metrics_of", first_samples)
-    rows = resynthesis.evaluate_run(run, Options())["utterances"]
+    result = resynthesis.evaluate_run(run, Options())
+    rows = result.values["utterances"]
     assert [row["name"] for row in rows] == [utterance.name for utterance in test.utterances]
     for index, row in enumerate(rows):
-        waveform, noise = test.waveform(index), noise_of(0, row["name"])
+        waveform, noise = test.waveform(index), generator_for(0, row["name"])
         ((alone, _),) = resynthesis.resynthesise(model, stft, [waveform], "generation", [noise])
         assert row["samples"] == len(waveform) == round(row["seconds"] * SAMPLE_RATE)
         assert row["first"] == pytest.approx(alone[1000], abs=1e-4)
-    assert (tmp_path / "eval" / f"{rows[0]['name']}.png").is_file()
+    shown = [utterance.name for utterance in test.utterances[: resynthesis.EXAMPLES]]
+    assert sorted(figure.group for figure in result.figures) == sorted(shown)
+    for name in shown:
+        sounds = [sound for sound in result.sounds if sound.group == name]
+        assert [sound.label for sound in sounds] == ["original", "resynthesis"]

@@ -1,4 +1,4 @@
-"""The page of `evaluate.py --report`: what is on it, that it loads nothing, what is left out, bad input."""
+"""How results are shown: text, files, and the page of `evaluate.py --report`, which loads nothing."""
 
 import base64
 import io
@@ -7,17 +7,19 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from PIL import Image
 from run_scripts import ROOT, call, evaluate_script, surroundings, train_script  # noqa: F401
 
-from minidvae.data import audio
+from minidvae.data.audio import STFT
 from minidvae.data.corpus import Corpus
-from minidvae.evaluation import html, report
+from minidvae.evaluation import figures, report
+from minidvae.evaluation.results import Evaluation, Figure, RunResult, Sound, Table, Traversal
+from minidvae.evaluation.runs import Options, Run
 
 TINY = [
     "width=16",
@@ -68,6 +70,16 @@ def check_loads_nothing(page: Page) -> None:
     assert not re.search(r"https?:|url\((?!data:|var)|@import|fetch\(", page.source)
 
 
+def results_printed(printed: str) -> list[str]:
+    """The words that an evaluation printed, without the lines that name its runs and folders."""
+    lines = [
+        line
+        for line in printed.splitlines()
+        if not line.startswith(("light: ", "Results, sounds", "page.html"))
+    ]
+    return " ".join(lines).split()
+
+
 def content(uri: str) -> bytes:
     return base64.b64decode(uri.partition(",")[2])
 
@@ -88,15 +100,9 @@ def test_the_report_has_every_table_and_every_sound(speech, capsys):
     results = json.loads(Path("all.json").read_text())
     assert {task: len(found) for task, found in results.items()} == dict.fromkeys(NAMES[1:], 1)
 
-    files, pairs = (
-        list(Path("light/eval").glob("*/*.wav")),
-        len(list(Path("light/eval/exchange").glob("*.png"))),
-    )
-    others = sum(file.parent.name != "exchange" for file in files)
+    files = list(Path("light/eval").glob("*/*/*.wav"))
     players = page.all("audio")
-    assert (
-        len(players) == others + 6 * pairs and pairs
-    )  # two originals, two exchanged, with the phase of z and without
+    assert len(players) == len(files) > 8
     lengths = sorted(
         soundfile.info(io.BytesIO(content(player["src"]))).frames for player in players
     )
@@ -105,7 +111,7 @@ def test_the_report_has_every_table_and_every_sound(speech, capsys):
         assert Image.open(io.BytesIO(content(image["src"]))).format == "WEBP" and image["alt"]
 
     words = set(" ".join(page.words).split())
-    assert set(printed.rpartition("page.html")[0].split()) <= words
+    assert set(results_printed(printed)) <= words
     assert "python evaluate.py light --task exchange --limit 2" in page.source
     assert (
         "python evaluate.py light --task enhancement --limit 2 --snr 0 --iterations 1"
@@ -113,128 +119,170 @@ def test_the_report_has_every_table_and_every_sound(speech, capsys):
     )
 
 
-def run_with(folder: Path, files: dict, content: dict | None = None) -> SimpleNamespace:
-    """What the page asks of a run, with wav files (samples,) and pictures (height, width, 3) in its folder."""
-    (folder / "eval").mkdir(parents=True)
-    for name, array in files.items():
-        if name.endswith(".wav"):
-            audio.write(folder / "eval" / name, array)
-        else:
-            Image.fromarray(array).save(folder / "eval" / name)
-    about = {
-        "folder": folder,
-        "name": "vae",
-        "content": content or {},
-        "trained": "step 1",
-        "target": folder / "eval",
-    }
-    return SimpleNamespace(model=torch.nn.Linear(2, 2), corpus=None, **about)
+def run(folder: Path, corpus: Corpus | None = None) -> Run:
+    return Run(folder, "vae", torch.nn.Linear(2, 2), STFT(), {}, "speech", corpus, [])
 
 
-def section(task: str, *runs: SimpleNamespace, printed: str = "") -> dict:
-    return {"task": task, "about": "", "command": "", "printed": printed, "runs": runs}
+def evaluation(task: str, *results: RunResult, body=(), **settings) -> Evaluation:
+    return Evaluation(task, "", Options().select() | settings, list(body), list(results))
+
+
+def result(folder: str = "run", data: str = "speech", **lists) -> RunResult:
+    return RunResult(folder, "vae", data, {"measure": 1.5}, **lists)
+
+
+def write_page(*evaluations: Evaluation, command: str = "") -> Page:
+    sections = []
+    for one in evaluations:
+        sections.append((one, "", [run(Path(r.run)) for r in one.results]))
+    report.write_html(Path("page.html"), command, sections)
+    return Page(Path("page.html"))
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return 0.1 * np.random.default_rng(seed).standard_normal(round(16_000 * seconds))
 
 
-def test_what_runs_share_is_shown_once(tmp_path):
-    clean, noisy = noise(0.5), noise(0.5, 1)
-    files = [
-        {"a-5dB-noisy.wav": noisy, "a-5dB-clean.wav": clean, "a-5dB-enhanced.wav": noise(0.5, k)}
-        for k in (2, 3)
-    ]
-    runs = [run_with(tmp_path / name, own) for name, own in zip(("one", "two"), files, strict=True)]
-    html.write(tmp_path / "page.html", "", [section("enhancement", *runs)])
-    page = Page(tmp_path / "page.html")
-    labels = [image["alt"].removeprefix("spectrogram: ") for image in page.all("img")]
-    assert (
-        labels == ["noisy", "enhanced, one", "enhanced, two", "clean"]
-        and len(page.all("audio")) == 4
+# -------------------------------------------------------------------------------------------- text and files
+
+
+def test_a_table_as_text():
+    table = Table(["", "", "dB"], [["b", "z1", "2.5"], ["", "z2", "13"]], left_columns=2)
+    assert report.render_table(table).splitlines() == ["        dB", "b  z1  2.5", "   z2   13"]
+    text = report.render_text(evaluation("exchange", body=["first", table, "last"]))
+    assert text.split("\n\n") == ["first", report.render_table(table), "last"]
+
+
+def test_numbers_and_dashes():
+    assert report.number(None, ".2f") == report.number(float("nan"), ".2f") == "–"
+    assert report.mean_and_error(1.234, 0.5, 1) == "1.2 ± 0.5"
+    assert report.mean_and_error(1.234, float("nan"), 2) == "1.23"
+    summary = {"pesq": {"mean": 2.5, "standard_error": 0.25, "count": 3}}
+    assert report.summary_cells(summary, {"pesq": ("PESQ", 2)}, rows=4) == ["2.50 ± 0.25 (3)"]
+
+
+def test_results_have_a_folder_for_each_corpus_and_setting():
+    """Fails where an evaluation would overwrite another one."""
+    names = set()
+    for data in ("built-in", "/a/speech", "/b/speech", "conditions:/a/speech"):
+        for settings in (
+            {},
+            {"split": "dev"},
+            {"limit": 4},
+            {"seed": 1},
+            {"mode": "teacher_forcing"},
+            {"snr": (0.0, 2.5)},
+            {"noise": Path("/a/noise")},
+            {"noise": Path("/b/noise")},
+            {"method": "vem"},
+        ):
+            name = report.folder_name(evaluation("enhancement", **settings), result(data=data))
+            assert Path(name).name == name and not set(name) & set('\\:*?"<>| ')
+            names.add(name)
+    assert len(names) == 4 * 9
+    name = report.folder_name(evaluation("enhancement", snr=(0.0, 2.5)), result(data="built-in"))
+    assert name == "built-in-test-snr=0,2.5"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    """Files of an evaluation before it stay, or one that fails leaves half of its own."""
+    folder = tmp_path / "eval" / "resynthesis" / "speech-test"
+    first = result(sounds=[Sound("a", "old", noise(0.1))], texts={"a.tsv": "text"})
+    report.write_results(evaluation("resynthesis"), first, folder)
+    assert {path.name for path in folder.iterdir()} == {"results.json", "a-old.wav", "a.tsv"}
+    content = json.loads((folder / "results.json").read_text())
+    assert content["run"] == "run" and content["measure"] == 1.5 and content["split"] == "test"
+    second = result(
+        sounds=[Sound("a", "z of b, w of c", noise(0.1))],
+        figures=[Figure("the caption", b"1", group="a"), Figure("DET", b"2")],
     )
+    report.write_results(evaluation("resynthesis"), second, folder)
+    names = {"results.json", "a-z-of-b-w-of-c.wav", "a.png", "DET.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    broken = result(sounds=[Sound("a", "nan", np.full(9, np.nan))])
+    with pytest.raises(ValueError, match="not finite|not numbers"):
+        report.write_results(evaluation("resynthesis"), broken, folder)
+    assert {path.name for path in folder.iterdir()} == names
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+# -------------------------------------------------------------------------------------------- the page
+
+
+def test_what_runs_share_is_shown_once():
+    clean, noisy = noise(0.5), noise(0.5, 1)
+    results = []
+    for number, name in enumerate(("one", "two")):
+        sounds = [
+            Sound("a-5dB", "noisy", noisy),
+            Sound("a-5dB", "enhanced", noise(0.5, 2 + number)),
+            Sound("a-5dB", "clean", clean),
+        ]
+        results.append(result(name, sounds=sounds))
+    page = write_page(evaluation("enhancement", *results))
+    labels = [image["alt"].removeprefix("spectrogram: ") for image in page.all("img")]
+    assert labels == ["noisy", "enhanced, one", "enhanced, two", "clean"]
+    assert len(page.all("audio")) == 4
     buttons = [attributes for attributes in page.all("button") if "aria-pressed" in attributes]
     assert len(buttons) == 4  # of one length: listening switches from one to the other
 
 
-def test_clips_of_different_lengths_have_no_switch(tmp_path):
-    run = run_with(
-        tmp_path / "run",
-        {"conversion-1-source.wav": noise(0.5), "conversion-1-reference.wav": noise(0.7)},
-    )
-    html.write(tmp_path / "page.html", "", [section("transformation", run)])
-    page = Page(tmp_path / "page.html")
-    assert len(page.all("audio")) == 2 and not [
-        a for a in page.all("button") if "aria-pressed" in a
-    ]
+def test_clips_of_different_lengths_have_no_switch():
+    sounds = [Sound("1", "source", noise(0.5)), Sound("1", "reference", noise(0.7))]
+    page = write_page(evaluation("transformation", result(sounds=sounds)))
+    assert len(page.all("audio")) == 2
+    assert not [a for a in page.all("button") if "aria-pressed" in a]
 
 
-def test_names_are_text(tmp_path):
+def test_names_are_text():
     """A name with the characters of HTML, or that is not UTF-8, must be shown as it is and change nothing else."""
-    run = run_with(tmp_path / "<b>&'", {'<i>x"-original.wav': noise(0.5), "other.wav": noise(0.5)})
-    run.folder = Path("<b>&'\udcff")
-    html.write(
-        tmp_path / "page.html", "<script>", [section("resynthesis", run, printed="<u>\udcff")]
-    )
-    page = Page(tmp_path / "page.html")
+    sounds = [Sound('<i>x"', "original", noise(0.5)), Sound("other", "original", noise(0.5, 1))]
+    shown = result("<b>&'\udcff", sounds=sounds)
+    page = write_page(evaluation("resynthesis", shown, body=["<u>\udcff"]), command="<script>")
     text = "".join(page.words)
     assert all(name in text for name in ('<i>x"', "<b>&'\\udcff", "<u>\\udcff", "other"))
-    assert (
-        not page.all("b")
-        and not page.all("u")
-        and len(page.all("audio")) == 2
-        and len(page.all("script")) == 1
-    )
+    assert not page.all("b") and not page.all("u")
+    assert len(page.all("audio")) == 2 and len(page.all("script")) == 1
 
 
-def test_a_slider_has_its_tiles(tmp_path):
+def test_a_slider_has_its_tiles():
     """The tiles stand where the page looks for them: a row for each latent, the seeds and then the values."""
-    from minidvae.evaluation import figures
-
     seeds = np.random.default_rng(0).random((2, 3, 4)) + 10  # (n, frames, bins)
     walks = [
         ("", np.stack([seeds + 20 + 10 * value + 40 * k for value in range(3)], axis=1))
         for k in range(2)
     ]
-    run = run_with(tmp_path / "run", {})
-    figures.traversal_tiles(seeds, walks, run.target / "traversal-z1-tiles.png")
-    width, height = Image.open(run.target / "traversal-z1-tiles.png").size
+    png = figures.traversal_tiles(seeds, walks)
+    width, height = Image.open(io.BytesIO(png)).size
     assert (width, height) == ((1 + 3) * 2 * (3 + 2), 2 * 4)
-    told = {"values": [-1, 0, 1], "traversal-z1": ["z1[4]", "z1[2]"]}
-    (run.target / "results.json").write_text(json.dumps({"traversals": told}))
-    html.write(tmp_path / "page.html", "", [section("transformation", run)])
-    page = Page(tmp_path / "page.html")
+    traversal = Traversal("traversal-z1", png, ["z1[4]", "z1[2]"], [-1, 0, 1])
+    page = write_page(evaluation("transformation", result(traversals=[traversal])))
     (slider,) = (attributes for attributes in page.all("input") if attributes["type"] == "range")
     assert (slider["min"], slider["max"], slider["data-values"]) == ("1", "3", "-1 0 1")
     assert len(page.all("option")) == 2 and "aspect-ratio: 10.0 / 4.0" in page.source
     check_loads_nothing(page)
 
 
-def test_tables_keep_their_order_and_their_notes():
-    one = report.table(["", "dB"], [["a", "1"]])
-    two = report.table(["", "", "dB"], [["b", "z1", "2"], ["", "z2", "3"]], 2)
-    shown = html.blocks(f"first\n\n{two}\nof two\n\nbetween\n{one}\n")
-    found = [block.get("text", block.get("heading")) for block in shown]
-    assert found == ["first", ["", "", "dB"], "of two", "between", ["", "dB"]]
-    assert shown[1]["rows"] == [["b", "z1", "2"], ["", "z2", "3"]] and shown[1]["left"] == 2
+def test_paragraphs_and_tables_keep_their_order():
+    table = Table(["", "", "dB"], [["b", "z1", "2"], ["", "z2", "3"]], left_columns=2)
+    page = write_page(evaluation("exchange", result(), body=["before", table, "after"]))
+    words = " ".join(page.words).split()
+    assert words.index("before") < words.index("z1") < words.index("z2") < words.index("after")
 
 
-def test_what_does_not_fit_is_counted(tmp_path, monkeypatch):
+def test_what_does_not_fit_is_counted(monkeypatch):
     """The first clips of every task come before the second ones of any, and the page stays under its limit."""
-    files = {f"{name}-original.wav": noise(2, k) for k, name in enumerate("abc")}
-    sections = [section("resynthesis", run_with(tmp_path / "one", files))]
-    sections += [section("verification", run_with(tmp_path / "two", {"z.wav": noise(2)}))]
-    html.write(tmp_path / "page.html", "", sections)
-    whole = len((tmp_path / "page.html").read_text())
-    monkeypatch.setattr(html, "LIMIT", whole * 0.7)
-    html.write(tmp_path / "page.html", "", sections)
-    page = Page(tmp_path / "page.html")
-    assert (
-        len(page.source) < html.LIMIT
-        and len(page.all("audio")) == 2
-        and "2 groups of sounds" in page.source
-    )
-    assert [name for name in ("a", "b", "c", "z") if f"<h3>{name}</h3>" in page.source] == ["a"]
+    sounds = [Sound(name, "original", noise(2, k)) for k, name in enumerate("abc")]
+    evaluations = [
+        evaluation("resynthesis", result(sounds=sounds)),
+        evaluation("verification", result(sounds=[Sound("z", "original", noise(2, 9))])),
+    ]
+    whole = len(write_page(*evaluations).source)
+    monkeypatch.setattr(report, "MAX_PAGE_LENGTH", whole * 0.7)
+    page = write_page(*evaluations)
+    assert len(page.source) < report.MAX_PAGE_LENGTH and len(page.all("audio")) == 2
+    assert "2 groups of sounds" in page.source
+    assert [name for name in "abcz" if f"<h3>{name}</h3>" in page.source] == ["a", "z"]
 
 
 def test_a_report_that_cannot_be_written_is_refused_first(monkeypatch, capsys):
@@ -242,12 +290,12 @@ def test_a_report_that_cannot_be_written_is_refused_first(monkeypatch, capsys):
     Path("folder").mkdir()
     monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "WAV"})
     assert call(evaluate_script, "nowhere", "--report", "page.html") == 2
-    assert "too old to write MP3" in capsys.readouterr().err
+    assert "libsndfile that writes MP3" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "jinja2", None)
     for path, expected in (
         ("folder", "--report folder: is a folder"),
         ("none/page.html", "--report none/page.html: there is no folder none"),
-        ("page.html", "--report: needs jinja2; try pip install jinja2"),
+        ("page.html", "needs jinja2; try pip install jinja2"),
     ):
         assert call(evaluate_script, "nowhere", "--report", path) == 2
         error = capsys.readouterr().err
@@ -308,13 +356,13 @@ def test_the_page_with_librispeech_loads_nothing_and_names_it():
     assert len(page.source) < 2e6 and "CC BY 4.0" in page.source
 
 
-def test_the_licence_of_speech_is_named(tmp_path):
+def test_the_licence_of_speech_is_named():
     """Of corpora that may be passed on and of those that may not, with conditions laid over them or without."""
-    layouts = ("LibriSpeech", "conditions:TIMIT", "folder")
-    runs = [run_with(tmp_path / layout, {}) for layout in layouts]
-    for run, layout in zip(runs, layouts, strict=True):
-        samples = np.zeros(1, np.int16)
-        run.corpus = Corpus("", layout, (), samples, clean=samples if ":" in layout else None)
-    html.write(tmp_path / "page.html", "", [section("resynthesis", *runs)])
-    told = [text for text in Page(tmp_path / "page.html").words if text.startswith("Speech: ")]
+    samples = np.zeros(1, np.int16)
+    runs = []
+    for layout in ("LibriSpeech", "conditions:TIMIT", "folder"):
+        clean = samples if ":" in layout else None
+        runs.append(run(Path(layout), Corpus("", layout, (), samples, clean=clean)))
+    report.write_html(Path("page.html"), "", [(evaluation("resynthesis"), "", runs)])
+    told = [text for text in Page(Path("page.html")).words if text.startswith("Speech: ")]
     assert len(told) == 2 and "CC BY 4.0" in told[0] and "not to be published" in told[1]

@@ -14,7 +14,8 @@ TFLOP/s count the matrix products; a backward pass has two for each. On a GPU ea
 so the times are the device's (`eager` stands beside a path that cannot be). Paths take turns within each repeat; times
 are medians. torch.compile would unroll a scan's loop for minutes: it is timed for the losses only. Before its times are
 taken, each path on a GPU is compared with the definition in float64; without a GPU tests/kernels compares the kernels,
-in Triton's interpreter. `--csv` is written after every shape; with `--resume` the shapes in it are not measured anew.
+in Triton's interpreter. The table is printed as Markdown; shapes that are in the `--csv` file already are not measured
+again.
 """
 
 import argparse
@@ -65,7 +66,6 @@ COLUMNS = (
     "TFLOP/s",
     "speed-up",
 )
-WIDTHS = {"operation": 20, "shape": 26, "pass": 18, "path": 13, "ms": 12}
 NOT_MEASURED = "not measured"
 
 
@@ -434,7 +434,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__, resumable=True)
+    options = parser(__doc__)
     options.add_argument(
         "--operations", nargs="+", default=OPERATIONS, choices=OPERATIONS, metavar="NAME"
     )
@@ -452,14 +452,11 @@ def main() -> None:
     print(describe(device))
     copy = device_copy(device, arguments.repeats)
     print(f"copy on the device: {copy / 1e9:.1f} GB/s")
-    table = Table(*COLUMNS, **WIDTHS)
-    if arguments.resume:
-        table.resume(arguments.csv)
+    table = Table(COLUMNS, arguments.csv, keep=not arguments.fresh)
     for case in cases(arguments, device):
         if not table.has(operation=case.operation, precision=case.precision, shape=case.shape):
             for row in measure(case, copy, arguments.repeats, device):
                 table.add(row)
-            table.write(arguments.csv)
     if arguments.markdown:
         with atomic_write(arguments.markdown) as beside:
             beside.write_text(f"{summary(table.rows)}\n")

@@ -40,19 +40,30 @@ def new_file(text: str) -> Path:
     return path
 
 
-def parser(description: str, resumable: bool = False) -> argparse.ArgumentParser:
-    """With the options of every bench; `resumable`: --resume too."""
-    found = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--repeats", type=positive, default=7)
-    found.add_argument(
-        "--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu"
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every bench."""
+    options = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument(
+        "--repeats",
+        type=positive,
+        default=7,
+        help="of each time, of which the median is taken (default: 7)",
     )
-    found.add_argument("--csv", type=new_file, help="write the table to this file as well")
-    if resumable:
-        found.add_argument(
-            "--resume", action="store_true", help="keep the rows that --csv has, measure the others"
-        )
-    return found
+    options.add_argument(
+        "--device",
+        type=known_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, … (default: the GPU if there is one)",
+    )
+    options.add_argument(
+        "--csv",
+        type=new_file,
+        help="also write the table to this file, and keep the rows that it has (default: none)",
+    )
+    options.add_argument(
+        "--fresh", action="store_true", help="measure the rows that --csv has too (default: off)"
+    )
+    return options
 
 
 def describe(device: torch.device) -> str:
@@ -138,42 +149,45 @@ def resident_mebibytes(field: str) -> float:
 
 
 class Table:
-    """Rows, printed as they come. widths: of columns that are wider than their name."""
+    """Rows that are printed as Markdown as they come, and written to a CSV file.
 
-    def __init__(self, *columns: str, **widths: int):
-        self.columns, self.rows, self.before = columns, [], []
-        self.widths = {column: widths.get(column, max(8, len(column))) for column in columns}
-        self.print({column: column for column in columns})
+    Args:
+        columns: of the table.
+        path: of the CSV file; None: it is only printed.
+        keep: of a file that exists, keep the rows, which then are not measured again.
+    """
 
-    def resume(self, path: Path | None) -> None:
-        """Take the rows that a bench before this one has written."""
-        if path is not None and path.exists():
-            self.before = read_rows(path)
-            self.rows = list(self.before)
+    def __init__(self, columns: Sequence[str], path: Path | None = None, keep: bool = True):
+        self.columns = list(columns)
+        self.path = path
+        self.rows = []
+        if path is not None and keep:
+            self.rows = read_rows(path)
+        print(markdown_row(self.columns))
+        print(markdown_row(["---"] * len(self.columns)), flush=True)
+        for row in self.rows:
+            self.print(row)
 
     def has(self, **cells) -> bool:
-        """Whether one of the rows before has these cells."""
-        return any(
-            all(row[name] == str(cell) for name, cell in cells.items()) for row in self.before
-        )
+        """Return whether a row has these cells."""
+        for row in self.rows:
+            if all(row[name] == str(cell) for name, cell in cells.items()):
+                return True
+        return False
 
     def add(self, row: dict) -> None:
+        """Print a row and write the file."""
         self.rows.append(row)
         self.print(row)
+        if self.path is not None:
+            with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
 
     def print(self, row: dict) -> None:
-        print(
-            "  ".join(f"{row.get(column, '–'):>{width}}" for column, width in self.widths.items()),
-            flush=True,
-        )
-
-    def write(self, path: Path | None) -> None:
-        if path is None:
-            return
-        with atomic_write(path) as beside, beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        cells = [str(row.get(column, "")) or "–" for column in self.columns]
+        print(markdown_row(cells), flush=True)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -184,5 +198,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows))
+    """Return a table in Markdown."""
+    lines = [markdown_row(heading), markdown_row(["---"] * len(heading))]
+    lines += [markdown_row(row) for row in rows]
+    return "\n".join(lines)

@@ -66,13 +66,13 @@ def main() -> None:
         options.add_argument(f"--set{which}", nargs="+", default=[], metavar="KEY=VALUE")
     args = options.parse_args()
     devices = torch.cuda.device_count() if args.device.type == "cuda" else os.cpu_count()
-    table, checkouts = (
-        Table(*COLUMNS),
-        {"base": args.base.absolute(), "this": ROOT, "processes": ROOT},
-    )
+    table = Table(COLUMNS, args.csv, keep=not args.fresh)
+    checkouts = {"base": args.base.absolute(), "this": ROOT, "processes": ROOT}
     own = {"base": args.set_base, "this": args.set_this, "processes": args.set_this}
     with tempfile.TemporaryDirectory() as caches:
         for model in args.models:
+            if table.has(model=model):
+                continue
             found = {name: [] for name in checkouts}
             for _ in range(args.repeats):
                 for name, checkout in checkouts.items():
@@ -100,7 +100,6 @@ def main() -> None:
                 for name in ("this", "processes")
             }
             table.add(row | {"losses differ by": f"{abs(this / base - 1):.1e}"})
-            table.write(args.csv)
 
 
 if __name__ == "__main__":

@@ -55,11 +55,7 @@ WEIGHT_ON_FIRST = "weight on first frame"
 def main() -> None:
     args, common = study.parse_arguments(__doc__, "runs/ablations")
     device = choose_device(args.device or "auto")
-    variants = {}
-    for model, name in MODELS.items():
-        for variant, suffix in VARIANTS.items():
-            variants[name + suffix] = ["--model", model, "--set", f"variant={variant}"]
-    runs = study.train_all(variants, args.runs, common)
+    runs = study.train_all(make_variants(), args.runs, common)
     results = {}
     rows = {}
     for mode, flag in MODES.items():
@@ -99,6 +95,15 @@ def main() -> None:
         f"\nAll numbers: {args.runs}/results.json. The start of a test utterance, on the left GEN, "
         f"on the right GT: {args.runs}/ablations.png"
     )
+
+
+def make_variants() -> dict[str, list[str]]:
+    """Return title → flags of every training."""
+    variants = {}
+    for model, name in MODELS.items():
+        for variant, suffix in VARIANTS.items():
+            variants[name + suffix] = ["--model", model, "--set", f"variant={variant}"]
+    return variants
 
 
 @torch.no_grad()

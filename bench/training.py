@@ -1,26 +1,30 @@
-"""Time of a training step (forward, loss, backward) and of decoding from the own past, for each model.
+"""Time of a training step (forward, loss, backward) and of decoding, for each model.
 
-    python bench/training.py                                   at batch 32, T = 150
+    python bench/training.py                                   all DVAEs at batch 32, T = 150
     python bench/training.py --models vrnn srnn --batch 32 256 --device cuda --csv training.csv
     python bench/training.py --passes decode --models light_dvae light_dvae_local --batch 1
+    python bench/training.py --models fhvae acoustic --batch 256
 
 Pass `step` of a recurrent model: `reference` is `forward_reference`, the equations one frame at a
-time with autograd, which no code base of the field does for its LSTMs; `shipped` is `forward`. Pass
-`decode` is resynthesis from the own past, without gradient, of autoregressive models. Models have
-the sizes of their dataclass, the papers', and 257 bins; HiT-DVAE and LigHT-DVAE 513. FHVAE has
---sequences rows in its table of s-vectors. Paths take turns within each repeat; times are medians.
+time with autograd; `shipped` is `forward`. Pass `decode` is resynthesis from the model's own past,
+without gradient, of autoregressive models. Models have the sizes of their dataclass, the papers',
+and 257 bins, HiT-DVAE and LigHT-DVAE 513. FHVAE has --sequences rows in its table of s-vectors, and
+the discriminative term over all of them. Paths take turns within each repeat; times are medians.
 Peak memory is what a pass adds to what was held before it. On a GPU a step is timed as a CUDA graph
 too (`graphed`), and products of matrices are in TF32, as in training. The table is printed as
 Markdown; rows that are in the `--csv` file already are not measured again.
 """
 
 import argparse
+import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from timing import Table, captured, describe, median_seconds, parser, peak_mebibytes, positive
-from torch import nn
+from torch import Tensor, nn
 
+from minidvae.cli import run
 from minidvae.models import MODELS, build_model
 from minidvae.models.base import DVAE
 from minidvae.models.light_dvae import LigHTDVAE
@@ -28,10 +32,11 @@ from minidvae.models.recognisers import FrameBatch
 from minidvae.models.segments import SegmentBatch
 
 PASSES = ("step", "decode")
-DVAES = [name for name, (model_type, _) in MODELS.items() if issubclass(model_type, DVAE)]
-PHONES = 61  # of TIMIT, for the acoustic model
-ACOUSTIC_FRAMES = 20  # of a piece in truncated back-propagation through time
-SEGMENT_FRAMES = 20  # of FHVAE and β-VAE
+DVAES = tuple(name for name, (kind, _) in MODELS.items() if issubclass(kind, DVAE))
+TIMED_MODELS = (*DVAES, "fhvae", "beta_vae", "acoustic")
+SHORT_MODELS = ("fhvae", "beta_vae", "acoustic")  # trained on 20 frames at a time in their paper
+SHORT_FRAMES = 20
+NUM_PHONES = 61  # TIMIT's, for the acoustic model
 COLUMNS = (
     "pass",
     "model",
@@ -50,20 +55,26 @@ COLUMNS = (
 
 def main() -> None:
     arguments = parse_arguments()
-    device = arguments.device
     torch.set_float32_matmul_precision("high")
-    print(f"{describe(device)}\n")
+    print(f"{describe(arguments.device)}\n")
     table = Table(COLUMNS, arguments.csv, keep=not arguments.fresh)
-    batches = arguments.batch or ((32, 128, 512) if device.type == "cuda" else (32,))
-    for batch in batches:
+    for batch_size in arguments.batch or default_batches(arguments.device):
         for name in arguments.models:
             for which in arguments.passes:
-                if which == "decode" and not getattr(MODELS[name][0], "autoregressive", False):
+                if which == "decode" and not is_autoregressive(name):
                     continue
-                frames = frames_of(name, arguments.frames)
-                shape = {"pass": which, "model": name, "batch": batch, "frames": frames}
+                frames = SHORT_FRAMES if name in SHORT_MODELS else arguments.frames
+                shape = {"pass": which, "model": name, "batch": batch_size, "frames": frames}
                 if not table.has(**shape):
                     table.add(shape | measure(shape, arguments))
+
+
+def default_batches(device: torch.device) -> tuple[int, ...]:
+    return (32, 128, 512) if device.type == "cuda" else (32,)
+
+
+def is_autoregressive(name: str) -> bool:
+    return name in DVAES and MODELS[name][0].autoregressive
 
 
 def measure(shape: dict, arguments: argparse.Namespace) -> dict:
@@ -92,22 +103,15 @@ def measure(shape: dict, arguments: argparse.Namespace) -> dict:
 
 
 def make_calls(shape: dict, sequences: int, device: torch.device) -> dict[str, Callable]:
-    """Return what is timed of a row, by path."""
+    """Return path → a call of the pass."""
     torch.manual_seed(0)
-    model, batch = model_and_batch(shape, sequences)
-    model.to(device)
-    if isinstance(batch, torch.Tensor):
-        batch = batch.to(device)
-    else:
-        fields = (field if field is None else field.to(device) for field in batch)
-        batch = type(batch)(*fields)
+    model, batch = model_and_batch(shape, sequences, device)
     if shape["pass"] == "decode":
         noise = model.draw_noise(shape["batch"], shape["frames"])
-        return {"shipped": lambda: model.eval().resynthesise(batch, "generation", noise)}
-    calls = {"shipped": lambda: step(model, batch)}
+        return {"shipped": partial(decode, model.eval(), batch, noise)}
+    calls = {"shipped": partial(step, model, batch)}
     if hasattr(model, "forward_reference"):
-        reference = with_reference_forward(model)
-        calls["reference"] = lambda: step(reference, batch)
+        calls["reference"] = partial(step, with_reference_forward(model), batch)
     return calls
 
 
@@ -117,58 +121,65 @@ def step(model: nn.Module, batch) -> None:
     loss.backward()
 
 
+@torch.no_grad()
+def decode(model: DVAE, x: Tensor, noise) -> None:
+    model.resynthesise(x, "generation", noise)
+
+
 def with_reference_forward(model: DVAE) -> DVAE:
     """Return the same model, computed one frame at a time."""
-    model_type = type(model)
-
-    def forward(self, x, noise=None, scheduled_sampling_prob=0.0):
-        if noise is None:
-            noise = self.draw_noise(*x.shape[:2])
-        return self.forward_reference(x, noise)
-
-    reference_type = type(model_type.__name__, (model_type,), {"forward": forward})
-    reference = reference_type(model.config)
-    reference.load_state_dict(model.state_dict())
-    return reference.to(next(model.parameters()).device)
+    reference = copy.deepcopy(model)
+    reference.forward = partial(reference_forward, reference)
+    return reference
 
 
-def frames_of(name: str, frames: int) -> int:
-    """Return the length of a sequence of a model."""
-    if name in ("fhvae", "beta_vae"):
-        return SEGMENT_FRAMES
-    return ACOUSTIC_FRAMES if name == "acoustic" else frames
+def reference_forward(model: DVAE, x: Tensor, noise=None, scheduled_sampling_prob: float = 0.0):
+    if noise is None:
+        noise = model.draw_noise(*x.shape[:2])
+    return model.forward_reference(x, noise)
 
 
-def model_and_batch(shape: dict, sequences: int) -> tuple[nn.Module, object]:
+def model_and_batch(
+    shape: dict, sequences: int, device: torch.device
+) -> tuple[nn.Module, Tensor | SegmentBatch | FrameBatch]:
+    """Return a new model, and a random batch for its loss."""
     name = shape["model"]
-    batch = shape["batch"]
-    frames = shape["frames"]
+    settings = settings_of(name, sequences, shape["batch"])
+    model = build_model(name, **settings).to(device)
+    size = (shape["batch"], shape["frames"])
+    x = torch.rand(*size, model.config.bins, device=device)
     if name in ("fhvae", "beta_vae"):
-        model = build_model(name, **({"sequences": sequences} if name == "fhvae" else {}))
-        x = torch.randn(batch, frames, model.config.bins)
-        return model, SegmentBatch(
-            x, torch.full((batch,), 10.0), torch.randint(sequences, (batch,))
-        )
+        segments_per_sequence = torch.full((shape["batch"],), 10.0, device=device)
+        rows = torch.randint(sequences, (shape["batch"],), device=device)
+        return model, SegmentBatch(x, segments_per_sequence, rows)
     if name == "acoustic":
-        symbols = tuple(str(phone) for phone in range(PHONES))
-        model = build_model(name, symbols=symbols, lanes=batch)
-        x = torch.rand(batch, frames, model.config.bins)
-        labels = torch.randint(PHONES, (batch, frames))
-        return model, FrameBatch(x, labels, torch.zeros(batch, dtype=torch.bool))
-    bins = 513 if issubclass(MODELS[name][0], LigHTDVAE) else 257
-    return build_model(name, bins=bins), torch.rand(batch, frames, bins)
+        labels = torch.randint(NUM_PHONES, size, device=device)
+        is_first = torch.zeros(shape["batch"], dtype=torch.bool, device=device)
+        return model, FrameBatch(x, labels, is_first)
+    return model, x
+
+
+def settings_of(name: str, sequences: int, batch_size: int) -> dict:
+    """Return the settings of a model that are not the defaults."""
+    if name == "fhvae":
+        return {"sequences": sequences}
+    if name == "beta_vae":
+        return {}
+    if name == "acoustic":
+        symbols = tuple(str(phone) for phone in range(NUM_PHONES))
+        return {"symbols": symbols, "lanes": batch_size}
+    return {"bins": 513 if issubclass(MODELS[name][0], LigHTDVAE) else 257}
 
 
 def parse_arguments() -> argparse.Namespace:
     options = parser(__doc__)
-    timed = [*DVAES, "fhvae", "beta_vae", "acoustic"]
     options.add_argument(
         "--models",
         nargs="+",
         default=DVAES,
-        choices=timed,
+        choices=TIMED_MODELS,
         metavar="NAME",
-        help=f"of {', '.join(timed)} (default: the DVAEs)",
+        help=f"of {', '.join(TIMED_MODELS)} (default: the DVAEs)",
     )
     options.add_argument(
         "--passes",
@@ -193,4 +204,4 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

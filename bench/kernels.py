@@ -1,7 +1,7 @@
 """Time of each kernel: definition, torch.compile of it, cuDNN, public fused LSTMs where installed,
 and ours.
 
-    python bench/kernels.py                         all operations; on a GPU the whole sweep of shapes
+    python bench/kernels.py                        all operations; on a GPU at a sweep of shapes
     python bench/kernels.py --operations lstm_scan --batch 32 256 --precision bf16 --csv kernels.csv
 
 `reference` is the definition, `shipped` the public function, `loop` the plain PyTorch that a CPU
@@ -50,8 +50,8 @@ class ScanShape(NamedTuple):
     has_gates: bool = False  # known inputs of the LSTM
 
 
-NUM_INPUTS = {"is_divergence": 2, "gaussian_kl": 4, "gaussian_kl standard": 2}  # of the losses
-LOSSES = tuple(NUM_INPUTS)
+# Number of inputs of each loss.
+LOSSES = {"is_divergence": 2, "gaussian_kl": 4, "gaussian_kl standard": 2}
 SCANS = {
     "latent_scan srnn": ScanShape((64, 32), ()),
     "latent_scan dkf": ScanShape((64, 32), (32, 64, 128)),
@@ -151,7 +151,7 @@ class Case:
     operation: str
     shape: str
     precision: str
-    num_frames: int  # of all sequences together
+    num_frames: int  # sum over all sequences
     inputs: list[Tensor]
     paths: dict[str, Callable | None]  # functions of all inputs; None: cannot be measured here
     num_weights: int = 0  # elements of the matrices that every frame is multiplied with
@@ -251,7 +251,7 @@ def loss_case(
     operation: str, batch: int, frames: int, width: int, precision: str, device: torch.device
 ) -> Case:
     inputs = []
-    for _ in range(NUM_INPUTS[operation]):
+    for _ in range(LOSSES[operation]):
         tensor = torch.randn(batch, frames, width, device=device)
         inputs.append(tensor.to(dtype_of(precision)).requires_grad_())
     module = gaussian_kl
@@ -470,7 +470,7 @@ def copy_bytes_per_second(device: torch.device, repeats: int) -> float:
 @dataclass
 class Pass:
     name: str  # one of PASSES
-    call: Callable[[str], None]  # of a path
+    call: Callable[[str], None]  # runs a path
     num_bytes: int
     flops: int
 

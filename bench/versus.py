@@ -1,5 +1,5 @@
-"""Frames per second of train.py, reports included: of another checkout, of this one, and of this one
-with a process per core or GPU.
+"""Frames per second of train.py, reports included: another checkout, this one, and this one with a
+process per core or GPU.
 
     git worktree add ../before edf02d1
     python bench/versus.py ../before --models vae srnn rvae --set batch=32 optimiser=adamw

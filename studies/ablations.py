@@ -1,9 +1,9 @@
 r"""Ablations of HiT-DVAE and LigHT-DVAE (LigHT-DVAE paper, Table 2): six trainings with one budget,
-then two tables. The models are the paper's.
+then two tables. The models are the paper's; the second command is as in the paper.
 
     python studies/ablations.py --recipe quick \
         --set scheduled_sampling=0,0 input_scale=power z_log_variance=0
-    python studies/ablations.py --data ~/VoiceBank --recipe light2023 --set frames=100   # the paper's
+    python studies/ablations.py --data ~/VoiceBank --recipe light2023 --set frames=100
 
 Inv-s: x makes the queries of the likelihood's decoder, and z the keys and values. Inv-s-NR: the
 same without residual connections. GEN: each frame is decoded from the model's own past, GT: from
@@ -51,6 +51,10 @@ SHOWN_FRAMES = 150  # length of the picture
 # Conditions of the second table, and its last column.
 CONDITIONS = ("its own", "generated past", "past of another", "z of another", "w of another")
 WEIGHT_ON_FIRST = "weight on first frame"
+DIVERGENCE_NOTE = """\
+The Itakura-Saito divergence of a frame, median over test frames. Where the past, z or w of another
+piece costs nothing, the decoder does not read it, and a past that it does not read cannot lead it
+astray. Last, the weight of the cross-attention on the first frame; of the past, that is zeros."""
 
 
 def main() -> None:
@@ -80,12 +84,7 @@ def main() -> None:
     num_frames = content["plan"]["recipe"]["frames"]
     read = {title: divergences(model, stft, num_frames, test) for title, model in models.items()}
     print(f"\n{render_table(divergence_table(read))}")
-    print(
-        "\nThe Itakura-Saito divergence of a frame, median over test frames. Where the past, z or w of "
-        "another piece\ncosts nothing, the decoder does not read it, and a past that it does not read "
-        "cannot lead it astray. Last,\nthe weight of the cross-attention on the first frame; of the "
-        "past, that is zeros."
-    )
+    print(f"\n{DIVERGENCE_NOTE}")
     values = {}
     for mode, of_mode in results.items():
         values[mode] = {title: result.values for title, result in of_mode.items()}

@@ -1,7 +1,8 @@
-"""Make a model that ships from a run: its weight matrices in half precision, without traces of the
+r"""Make a model that ships from a run: its weight matrices in half precision, without traces of the
 machine.
 
-    python train.py --model light_dvae_local --recipe cpu_hour --data ~/librispeech-hour --run runs/light
+    python train.py --model light_dvae_local --recipe cpu_hour --data ~/librispeech-hour \
+        --run runs/light
     python studies/pretrained.py runs/light light_dvae_local-librispeech
 
 Writes minidvae/pretrained/NAME.pt. Its card, NAME.md beside it, is written by hand: what it was

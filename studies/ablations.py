@@ -1,8 +1,9 @@
-"""Ablations of HiT-DVAE and LigHT-DVAE (LigHT-DVAE paper, Table 2): six trainings with one budget,
-then two tables. The models are the paper's.
+r"""Ablations of HiT-DVAE and LigHT-DVAE (LigHT-DVAE paper, Table 2): six trainings with one budget,
+then two tables. The models are the paper's; the second command is as in the paper.
 
-    python studies/ablations.py --recipe quick --set scheduled_sampling=0,0 input_scale=power z_log_variance=0
-    python studies/ablations.py --data ~/VoiceBank --recipe light2023 --set frames=100     # as in the paper
+    python studies/ablations.py --recipe quick \
+        --set scheduled_sampling=0,0 input_scale=power z_log_variance=0
+    python studies/ablations.py --data ~/VoiceBank --recipe light2023 --set frames=100
 
 Inv-s: x makes the queries of the likelihood's decoder, and z the keys and values. Inv-s-NR: the
 same without residual connections. GEN: each frame is decoded from the model's own past, GT: from
@@ -46,20 +47,20 @@ PUBLISHED = {
 }
 
 MAX_PIECES = 256
-SHOWN_FRAMES = 150  # of the picture
+SHOWN_FRAMES = 150  # length of the picture
 # Conditions of the second table, and its last column.
 CONDITIONS = ("its own", "generated past", "past of another", "z of another", "w of another")
 WEIGHT_ON_FIRST = "weight on first frame"
+DIVERGENCE_NOTE = """\
+The Itakura-Saito divergence of a frame, median over test frames. Where the past, z or w of another
+piece costs nothing, the decoder does not read it, and a past that it does not read cannot lead it
+astray. Last, the weight of the cross-attention on the first frame; of the past, that is zeros."""
 
 
 def main() -> None:
     args, common = study.parse_arguments(__doc__, "runs/ablations")
     device = choose_device(args.device or "auto")
-    variants = {}
-    for model, name in MODELS.items():
-        for variant, suffix in VARIANTS.items():
-            variants[name + suffix] = ["--model", model, "--set", f"variant={variant}"]
-    runs = study.train_all(variants, args.runs, common)
+    runs = study.train_all(make_variants(), args.runs, common)
     results = {}
     rows = {}
     for mode, flag in MODES.items():
@@ -83,12 +84,7 @@ def main() -> None:
     num_frames = content["plan"]["recipe"]["frames"]
     read = {title: divergences(model, stft, num_frames, test) for title, model in models.items()}
     print(f"\n{render_table(divergence_table(read))}")
-    print(
-        "\nThe Itakura-Saito divergence of a frame, median over test frames. Where that of another "
-        "costs nothing,\nthe decoder does not read it, and a past that it does not read cannot lead "
-        "it astray. Last, the weight of\nthe cross-attention on the first frame, which of the past "
-        "is zeros."
-    )
+    print(f"\n{DIVERGENCE_NOTE}")
     values = {}
     for mode, of_mode in results.items():
         values[mode] = {title: result.values for title, result in of_mode.items()}
@@ -99,6 +95,15 @@ def main() -> None:
         f"\nAll numbers: {args.runs}/results.json. The start of a test utterance, on the left GEN, "
         f"on the right GT: {args.runs}/ablations.png"
     )
+
+
+def make_variants() -> dict[str, list[str]]:
+    """Return title → flags of every training."""
+    variants = {}
+    for model, name in MODELS.items():
+        for variant, suffix in VARIANTS.items():
+            variants[name + suffix] = ["--model", model, "--set", f"variant={variant}"]
+    return variants
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
-"""All DVAEs at one budget of time (LigHT-DVAE paper, Tables 1 and 3): a training of each, then their
-resynthesis of test speech and, with a recogniser, the distance of their samples from real speech.
+"""All DVAEs at one budget of time (LigHT-DVAE paper, Tables 1 and 3): a training of each, then the
+resynthesis of test speech and, with a recogniser, the distance of samples from real speech.
 
-    python studies/benchmark.py --data LibriSpeech --recipe cpu_hour --minutes 12 --seeds 3
+    python studies/benchmark.py --data LibriSpeech --minutes 12 --seeds 3
     python train.py --model deepspeech2 --data conditions:built-in --run runs/deepspeech2
-    python studies/benchmark.py --data LibriSpeech --recipe cpu_hour --minutes 12 --recogniser runs/deepspeech2
+    python studies/benchmark.py --data LibriSpeech --minutes 12 --recogniser runs/deepspeech2
 
 SRNN is trained on the true past (TF, teacher forcing) and by scheduled sampling (SS), others as
 the recipe says. --minutes: a step of each model is timed first, and each gets as many as fit. GEN:
@@ -131,12 +131,12 @@ def steps_for(minutes: float, folder: Path, common: list[str]) -> dict[str, str]
     number of minutes."""
     file = folder / "steps.json"
     if file.exists():
-        kept = json.loads(file.read_text())
-        if kept["minutes"] != minutes:
+        budget = json.loads(file.read_text())
+        if budget["minutes"] != minutes:
             raise SettingError(
-                f"--minutes {minutes:g}: the runs in {folder} have {kept['minutes']:g}"
+                f"--minutes {minutes:g}: the runs in {folder} have {budget['minutes']:g}"
             )
-        return kept["steps"]
+        return budget["steps"]
     steps = {}
     for title, flags in MODELS.items():
         seconds = time_steps(flags, common)
@@ -154,7 +154,8 @@ def time_steps(flags: list[str], common: list[str]) -> float:
         timed = ["--steps", TIMED_STEPS, "--set", f"report={half}", "--run", folder]
         call("train.py", *common, *flags, *timed)
         lines = (folder / "log.jsonl").read_text().splitlines()
-    first, last = (json.loads(line) for line in lines)
+    first = json.loads(lines[0])
+    last = json.loads(lines[1])
     return (last["seconds"] - first["seconds"]) / half
 
 

@@ -1,10 +1,13 @@
-"""Make one of the models that ship out of a run: the weight matrices in half precision, and no trace of the machine.
+r"""Make a model that ships from a run: its weight matrices in half precision, without traces of the
+machine.
 
-    python train.py --model light_dvae --recipe cpu_hour --data ~/librispeech-hour --run runs/light
-    python studies/pretrained.py runs/light light_dvae-librispeech
+    python train.py --model light_dvae_local --recipe cpu_hour --data ~/librispeech-hour \
+        --run runs/light
+    python studies/pretrained.py runs/light light_dvae_local-librispeech
 
-Writes minidvae/pretrained/NAME.pt. Its card, NAME.md beside it, is written by hand: what it was trained on, how, how
-well it does with which command, and what it does not do. A model larger than 4 MB is refused.
+Writes minidvae/pretrained/NAME.pt. Its card, NAME.md beside it, is written by hand: what it was
+trained on, how, how well it does with which command, and what it does not do. A model larger than
+4 MB is refused.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from minidvae.files import atomic_write
 from minidvae.training.checkpoint import PRETRAINED, load_run
 from minidvae.training.config import SettingError
 
-LARGEST = 4 * 2**20  # bytes
+MAX_BYTES = 4 * 2**20
 
 
 def main() -> None:
@@ -28,25 +31,36 @@ def main() -> None:
     model, _, content = load_run(args.run)
     if "plan" not in content or content["plan"]["extractor"] or content["plan"]["labels"]:
         raise SettingError(f"{args.run}: expected a run of a DVAE or an FHVAE that train.py wrote")
-    kept = {name: content[name] for name in ("format", "model", "config", "stft")}
-    halved = {name for name, value in model.named_parameters() if value.ndim > 1}
-    parameters = {
-        name: value.half() if name in halved else value
-        for name, value in content["parameters"].items()
-    }
-    plan = {name: value for name, value in content["plan"].items() if name not in ("data", "init")}
-    progress = {name: content["progress"][name] for name in ("step", "seconds", "best")}
+    shipped = shipped_content(model, content)
     PRETRAINED.mkdir(exist_ok=True)
     target = PRETRAINED / f"{args.name}.pt"
-    with atomic_write(target) as beside:
-        torch.save(kept | {"parameters": parameters, "plan": plan, "progress": progress}, beside)
-        if (size := beside.stat().st_size) > LARGEST:
+    with atomic_write(target) as temporary:
+        torch.save(shipped, temporary)
+        size = temporary.stat().st_size
+        if size > MAX_BYTES:
             raise SettingError(
-                f"{target}: not written, {size / 2**20:.1f} MB; at most {LARGEST / 2**20:.0f} MB ship"
+                f"{target}: not written, {size / 2**20:.1f} MB; "
+                f"at most {MAX_BYTES / 2**20:.0f} MB ship"
             )
+    progress = shipped["progress"]
     print(
-        f"{target}: {size / 2**20:.1f} MB, step {progress['step']}, {progress['seconds'] / 60:.0f} min of training"
+        f"{target}: {size / 2**20:.1f} MB, step {progress['step']}, "
+        f"{progress['seconds'] / 60:.0f} min of training"
     )
+
+
+def shipped_content(model: torch.nn.Module, content: dict) -> dict:
+    """Return the part of a checkpoint that ships: no optimiser, no paths, matrices in float16."""
+    shipped = {name: content[name] for name in ("format", "model", "config", "stft")}
+    matrices = {name for name, value in model.named_parameters() if value.ndim > 1}
+    shipped["parameters"] = {}
+    for name, value in content["parameters"].items():
+        shipped["parameters"][name] = value.half() if name in matrices else value
+    shipped["plan"] = dict(content["plan"])
+    for path in ("data", "init"):
+        del shipped["plan"][path]
+    shipped["progress"] = {name: content["progress"][name] for name in ("step", "seconds", "best")}
+    return shipped
 
 
 if __name__ == "__main__":

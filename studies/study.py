@@ -1,4 +1,4 @@
-"""What the studies in this folder share: several trainings with one budget, and their evaluation."""
+"""Several trainings with one budget, and their evaluation, for the studies in this folder."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from minidvae.files import write_json
 from minidvae.training.config import SettingError
 
 ROOT = Path(__file__).parents[1]
-SHARED_FLAGS = ("device", "seed")  # of trainings and of evaluations
+SHARED_FLAGS = ("device", "seed")  # flags that trainings and evaluations have
 
 
 def parse_arguments(
@@ -78,7 +78,7 @@ def train_all(variants: dict[str, list[str]], folder: Path, common: list[str]) -
         SettingError: `folder` holds another study. A training that fails ends the program.
     """
     runs = {title: folder / title for title in variants}
-    flags = {title: [*common, *own] for title, own in variants.items()}
+    flags = {title: [*common, *variant] for title, variant in variants.items()}
     plan = folder / "study.json"
     if plan.exists():
         try:

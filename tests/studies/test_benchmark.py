@@ -14,51 +14,37 @@ from minidvae.training.config import SettingError
 SCRIPTS = {"train.py": train_script, "evaluate.py": evaluate_script}
 
 
-def test_budget_of_time(speech, monkeypatch):
-    """Each model gets the steps that fit, once and for all; GT is for models that have a past; a seed is a row."""
+def run_benchmark(monkeypatch, speech, minutes: float) -> dict[str, dict[str, float]]:
+    """Run the study on small models. Return mode → title → SI-SDR."""
+    flags = ["--data", str(speech), "--recipe", "quick", "--set", "frames=20", "batch=2"]
+    flags += ["--limit", "1", "--seeds", "2", "--minutes", str(minutes)]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
+    benchmark.main()
+    results = json.loads(Path("runs/benchmark/results.json").read_text())
+    ratios = {}
+    for mode, rows in results.items():
+        ratios[mode] = {title: row["summary"]["si_sdr"]["mean"] for title, row in rows.items()}
+    return ratios
 
-    def call_here(script, *flags):
+
+def test_budget_of_time(speech, monkeypatch):
+    """The steps that fit into the time are counted anew in a study that continues, a model without
+    a past is given one, or a seed has no row."""
+
+    def call_in_this_process(script, *flags):
         assert call(SCRIPTS[script], *flags) == 0
 
-    monkeypatch.setattr(study, "call", call_here)
-    monkeypatch.setattr(benchmark, "call", call_here)
-    small = ["--set", "width=16", "feedforward=16"]
-    monkeypatch.setattr(
-        benchmark,
-        "MODELS",
-        {"VAE": ["--model", "vae"], "LigHT-DVAE": ["--model", "light_dvae", *small]},
-    )
+    monkeypatch.setattr(study, "call", call_in_this_process)
+    monkeypatch.setattr(benchmark, "call", call_in_this_process)
+    small_transformer = ["--model", "light_dvae", "--set", "width=16", "feedforward=16"]
+    models = {"VAE": ["--model", "vae"], "LigHT-DVAE": small_transformer}
+    monkeypatch.setattr(benchmark, "MODELS", models)
     monkeypatch.setattr(benchmark, "SEEDED", ("VAE",))
-    flags = [
-        "--data",
-        speech,
-        "--recipe",
-        "quick",
-        "--set",
-        "frames=20",
-        "batch=2",
-        "--limit",
-        1,
-        "--seeds",
-        2,
-    ]
 
-    def run(minutes: float) -> dict:
-        monkeypatch.setattr(
-            sys, "argv", ["benchmark.py", *map(str, flags), "--minutes", str(minutes)]
-        )
-        benchmark.main()
-        results = json.loads(Path("runs/benchmark/results.json").read_text())
-        return {
-            mode: {title: row["summary"]["si_sdr"]["mean"] for title, row in rows.items()}
-            for mode, rows in results.items()
-        }
-
-    results = run(0.02)
-    assert list(results["GEN"]) == ["VAE", "LigHT-DVAE", "VAE-1"] and list(results["GT"]) == [
-        "LigHT-DVAE"
-    ]
-    for mode, again in run(0.02).items():
+    results = run_benchmark(monkeypatch, speech, 0.02)
+    assert list(results["GEN"]) == ["VAE", "LigHT-DVAE", "VAE-1"]
+    assert list(results["GT"]) == ["LigHT-DVAE"]
+    for mode, again in run_benchmark(monkeypatch, speech, 0.02).items():
         assert again == pytest.approx(results[mode])
     with pytest.raises(SettingError, match="--minutes 2: the runs in .* have 0.02"):
-        run(2)
+        run_benchmark(monkeypatch, speech, 2)

@@ -477,7 +477,9 @@ def test_study(runs, monkeypatch, capsys):
     """The device and the seed must reach trainings and evaluation, and a wrong recogniser must stop it before both."""
     called = []
     monkeypatch.setattr(
-        study, "train_all", lambda variants, folder, common: called.append(common) or {}
+        study,
+        "train_all",
+        lambda variants, folder, common: called.append(common) or {"SRNN-SS": runs / "srnn"},
     )
     stop = lambda flags: sys.exit(0) if "generation" in flags else {}  # noqa: E731
     monkeypatch.setattr(

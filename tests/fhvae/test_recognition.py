@@ -1,4 +1,4 @@
-"""Recognition by models whose answer is known beforehand, and the study of it."""
+"""Recognition by models whose answer is known beforehand."""
 
 import json
 from dataclasses import asdict, replace
@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import recognition as study
 import torch
 from run_scripts import call, evaluate_script, surroundings, train_script  # noqa: F401
 from speech_folder import write_speech
@@ -15,7 +14,8 @@ from torch import nn
 
 from minidvae.data import audio, synthetic
 from minidvae.data.corpus import CONDITIONS_OF, Corpus, CorpusError, load_corpus
-from minidvae.evaluation import report
+from minidvae.evaluation.report import render_table, render_text
+from minidvae.evaluation.results import RunResult
 from minidvae.evaluation.runs import Options, Run
 from minidvae.fhvae import recognition
 from minidvae.fhvae.decoding import Errors
@@ -107,23 +107,23 @@ def run_of(corpus: Corpus, target: Path, spoil=lambda utterance: False, **settin
         "progress": {"step": 7},
     }
     names = (target, "acoustic", model, stft_of(recipe), content, corpus.name)
-    return Run(*names, corpus, corpus.split("test"), target / "eval")
+    return Run(*names, corpus, corpus.split("test"))
 
 
-def errors_of(result: dict, measure: str) -> dict[str, dict]:
-    return result["measures"][measure]["errors"]
+def errors_of(result: RunResult, measure: str) -> dict[str, dict]:
+    return result.values["measures"][measure]["errors"]
 
 
 @pytest.mark.parametrize(
     ("targets", "measures"),
     [("frames", ["PER", "WER"]), ("phones", ["PER", "WER"]), ("characters", ["CER", "WER"])],
 )
-def test_who_knows_everything_makes_no_error(corpus, lexicon, tmp_path, targets, measures, capsys):
+def test_who_knows_everything_makes_no_error(corpus, lexicon, tmp_path, targets, measures):
     """Fails where labels and frames are out of step, a silence is an error, or the words are not found again."""
-    (result,) = recognition.evaluate(
-        [run_of(corpus, tmp_path, targets=targets)], Options(lexicon=lexicon)
-    )
-    assert list(result["measures"]) == measures
+    run = run_of(corpus, tmp_path, targets=targets)
+    evaluation = recognition.evaluate([run], Options(lexicon=lexicon))
+    (result,) = evaluation.results
+    assert list(result.values["measures"]) == measures
     assert [rates["rate"] for m in measures for rates in errors_of(result, m).values()] == [0.0] * 6
     assert list(errors_of(result, "WER")) == ["male", "female", "all"]
     test = corpus.split("test").utterances
@@ -132,20 +132,19 @@ def test_who_knows_everything_makes_no_error(corpus, lexicon, tmp_path, targets,
     assert [errors_of(result, m)["all"]["length"] for m in measures] == [
         lengths[m] for m in measures
     ]
-    assert json.loads((tmp_path / "eval" / "results.json").read_text()) == result
-    header, *rows = (tmp_path / "eval" / "hypotheses.tsv").read_text().splitlines()
+    header, *rows = result.texts["hypotheses.tsv"].splitlines()
     rows = [dict(zip(header.split("\t"), row.split("\t"), strict=True)) for row in rows]
     assert [row["WER hypothesis"] for row in rows] == [u.text.lower().strip(".") for u in test]
-    assert [result["measures"][m]["unknown"] for m in measures] == [0, 0]
+    assert [result.values["measures"][m]["unknown"] for m in measures] == [0, 0]
     assert all(row[f"{m} reference"] == row[f"{m} hypothesis"] for row in rows for m in measures)
-    printed = capsys.readouterr().out
-    assert "0.00" in printed and "(paper)" not in printed
+    text = render_text(evaluation)
+    assert "0.00" in text and "(paper)" not in text
 
 
 def test_errors_are_counted_where_they_are_made(corpus, lexicon, tmp_path):
     """Fails where a domain has another's utterances, domains do not add up, or noise is recognised without errors."""
     women = run_of(corpus, tmp_path, lambda u: u.sex == "F" and u.split == "test")
-    (result,) = recognition.evaluate([women], Options(lexicon=lexicon))
+    (result,) = recognition.evaluate([women], Options(lexicon=lexicon)).results
     for measure in ("PER", "WER"):
         errors = errors_of(result, measure)
         assert errors["male"]["rate"] == 0 and errors["female"]["rate"] > 0.5
@@ -160,11 +159,10 @@ def test_weights_come_from_development_utterances_of_the_domain(corpus, tmp_path
     of the development split has none."""
 
     def search(spoil, **settings):
-        return recognition.evaluate_run(run_of(corpus, tmp_path, spoil, **settings), Options())[
-            "measures"
-        ]["PER"]["search"]
+        run = run_of(corpus, tmp_path, spoil, **settings)
+        result = recognition.evaluate_run(run, Options())
+        return result.values["measures"]["PER"]["search"]
 
-    (tmp_path / "eval").mkdir()
     plain = search(lambda u: False, domain="male")
     assert plain["development"] == 0 and plain["utterances"] == 1
     assert plain == search(lambda u: u.split == "test" or u.sex == "F", domain="male")
@@ -199,17 +197,18 @@ def test_timit_is_scored_in_39_phones():
 
 def test_standard_error_of_utterances_of_one_length_is_that_of_their_mean():
     errors = [Errors(1, 0, 0, 10), Errors(2, 1, 0, 10), Errors(0, 0, 2, 10)]
-    assert recognition.summary(errors)["standard_error"] == pytest.approx(
+    assert recognition.summarise(errors)["standard_error"] == pytest.approx(
         np.std([0.1, 0.3, 0.2], ddof=1) / 3**0.5
     )
 
 
 def made_up(
     run: str, recogniser: str, extractor: str, features: str, measure: str, columns: list[str]
-) -> dict:
+) -> RunResult:
     errors = {name: {"rate": 0.125, "length": 8} for name in columns}
-    about = {"run": run, "recogniser": recogniser, "extractor": extractor, "features": features}
-    return about | {"measures": {measure: {"errors": errors}}}
+    about = {"recogniser": recogniser, "extractor": extractor, "features": features}
+    values = about | {"measures": {measure: {"errors": errors}}}
+    return RunResult(run, "acoustic", "speech", values)
 
 
 def test_published_rows_stand_below_ours_on_the_papers_corpora_only():
@@ -220,8 +219,10 @@ def test_published_rows_stand_below_ours_on_the_papers_corpora_only():
         made_up("B", "all", "", "FBank", "PER", sexes),
     ]
     for layout in (None, "built-in", "conditions:TIMIT", "Aurora-4"):
-        assert "(paper)" not in recognition.table(ours, "PER", layout)
-    rows = [line.split() for line in recognition.table(ours, "PER", "TIMIT").splitlines()]
+        assert "(paper)" not in render_table(recognition.table(ours, "PER", layout))
+    rows = [
+        line.split() for line in render_table(recognition.table(ours, "PER", "TIMIT")).splitlines()
+    ]
     assert rows == [
         ["recogniser", "extractor", "features", *sexes],
         ["A", "male", "all", "z1", "12.50", "12.50", "12.50"],
@@ -232,7 +233,7 @@ def test_published_rows_stand_below_ours_on_the_papers_corpora_only():
     ]
     beta = [made_up("C", "clean", "all", "β-VAE z, β=4", "WER", conditions)]
     beta.append(made_up("D", "clean", "clean,noisy,channel", "z1", "WER", conditions))
-    lines = recognition.table(beta, "WER", "Aurora-4").splitlines()
+    lines = render_table(recognition.table(beta, "WER", "Aurora-4")).splitlines()
     assert [line.split()[-5:] for line in lines[-2:]] == [
         ["3.89", "24.40", "29.80", "47.87", "33.38"],
         ["5.25", "16.52", "19.30", "40.59", "26.23"],
@@ -264,7 +265,6 @@ def test_lexicons_that_cannot_be_used(corpus, tmp_path):
 def test_speech_that_says_nothing_of_errors(corpus, tmp_path):
     """Fails where a corpus without labels is 0 errors, or a traceback."""
     run = run_of(corpus, tmp_path)
-    (tmp_path / "eval").mkdir()
     bare = replace(
         corpus, utterances=tuple(u._replace(phones=(), text="") for u in run.test.utterances)
     )
@@ -288,7 +288,7 @@ def test_words_of_texts():
     )
 
 
-# ------------------------------------------------------------------------------------------- scripts and the study
+# ------------------------------------------------------------------------------------------------------ scripts
 
 
 def test_through_the_scripts(folder, lexicon, capsys):
@@ -385,83 +385,3 @@ def test_an_extractor_of_some_domains(corpus):
     assert heard == sum((n - settings.frames) // settings.shift + 1 for n in frames)
     with pytest.raises(CorpusError, match="domain=noisy; there is: female, male, clean"):
         FeatureSegments(corpus.split("train"), replace(settings, domain="noisy"), 0, CPU)
-
-
-@pytest.mark.parametrize(
-    ("table", "data"), [("2", "built-in"), ("3", "conditions:built-in"), ("3", "own")]
-)
-def test_the_study_trains_the_rows_of_the_paper(table, data, monkeypatch, tmp_path):
-    """Fails where a row has another's features, domain or amount of speech, or settings of extractors reach
-    recognisers."""
-    trained, evaluated = {}, []
-
-    def train_all(variants, folder, common):
-        trained.update({title: (flags, common) for title, flags in variants.items()})
-        return {title: folder / title for title in variants}
-
-    conditions = [""] if data == "built-in" else ["clean", "noisy", "channel", "both"]
-    spoken = [
-        SimpleNamespace(split="train", condition=c, phones=((0, 1, "a"),)) for c in conditions
-    ]
-    monkeypatch.setattr(study, "load_corpus", lambda name: SimpleNamespace(utterances=spoken))
-    monkeypatch.setattr(study, "train_all", train_all)
-    monkeypatch.setattr(study, "evaluate_all", lambda runs, flags: evaluated.append((runs, flags)))
-    flags = [
-        "--runs",
-        tmp_path,
-        "--recipe",
-        "quick",
-        "--extractor-steps",
-        5,
-        "--recogniser-set",
-        "width=8",
-    ]
-    assert call(study, table, *flags, *(["--data", "own"] if data == "own" else [])) == 0
-    for title, (flags, common) in trained.items():
-        resolved, config = resolve(
-            flags[1], "quick", dict(pair.split("=") for pair in flags if "=" in pair)
-        )
-        extractor = "acoustic" not in flags
-        expected = ["--data", data, "--steps", "5"] if extractor else ["--set", "width=8"]
-        assert common == ["--recipe", "quick", *expected], title
-        if extractor:
-            continue
-        kind = "FBank" if not resolved.extractor else resolved.latent
-        where, name = "", Path(resolved.extractor).name
-        if resolved.extractor:
-            where = (
-                "clean,noisy,channel" if "domain=clean,noisy,channel" in trained[name][0] else "all"
-            )
-            kind += f", β={name[-1]}" if kind == "z" else ""
-        heard, domain = flags[flags.index("--data") + 1], resolved.domain or "all"
-        assert heard == data or (
-            heard == "built-in" and domain == "all"
-        )  # before conditions were laid over it
-        domain = "clean" if heard != data else domain
-        trained[title] = (domain, where, kind.replace("z,", "β-VAE z,"))
-    rows = [trained[title] for title in evaluated[0][0]]
-    layout = "TIMIT" if table == "2" else "Aurora-4"
-    paper = [tuple(row[:3]) for row in report.published("recognition", layout)]
-    assert [row for row in rows if row in paper] == paper
-    assert [row for row in rows if row not in paper] == (
-        [("all", "all", "z1")] if table == "2" else []
-    )
-    assert evaluated[0][1] == ["--task", "recognition", "--data", data]
-
-
-@pytest.mark.parametrize(
-    ("table", "condition", "phones", "named"),
-    [
-        ("3", "", ((0, 1, "a"),), "conditions:"),
-        ("2", "", (), "--recogniser-set targets=characters"),
-    ],
-)
-def test_the_study_looks_at_the_corpus_first(
-    table, condition, phones, named, monkeypatch, tmp_path, capsys
-):
-    """Fails where hours of training come before the line that says why there can be no table."""
-    monkeypatch.setattr(study, "train_all", lambda *_: 1 / 0)
-    spoken = [SimpleNamespace(split="train", condition=condition, phones=phones)]
-    monkeypatch.setattr(study, "load_corpus", lambda name: SimpleNamespace(utterances=spoken))
-    assert call(study, table, "--data", "speech", "--runs", tmp_path) == 2
-    assert named in capsys.readouterr().err

@@ -9,17 +9,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from speech_folder import write_speech
 
 from minidvae.data import audio, synthetic
 from minidvae.data.audio import FEATURE_STFT, SAMPLE_RATE
 from minidvae.data.corpus import BUILT_IN, Corpus, Utterance, built_in_speakers, load_corpus
-from minidvae.evaluation import figures, html
-from minidvae.evaluation.runs import Options, Run, features_of
+from minidvae.evaluation import figures, report
+from minidvae.evaluation.pairs import conversion_pairs
+from minidvae.evaluation.runs import Options, Run
 from minidvae.fhvae import probes
 from minidvae.fhvae import transformation as T
+from minidvae.fhvae.encoding import features_of
 from minidvae.inference.convert import segments_of
 from minidvae.models import build_model
 from minidvae.models.fhvae import Latents, SegmentBatch
@@ -58,7 +59,7 @@ def tiny_run(corpus: Corpus, folder: Path, architecture: str = "lstm", **setting
         "progress": {"step": 0},
     }
     names = (folder, "fhvae", model, FEATURE_STFT, content, corpus.name)
-    return Run(*names, corpus, corpus.split("test"), folder / "eval" / "transformation")
+    return Run(*names, corpus, corpus.split("test"))
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +230,13 @@ def test_context_is_of_the_same_utterance():
 
 def test_exchange_with_oneself_is_the_reconstruction(tiny):
     """Fails where a swap or a shift changes anything by itself, or segments are put together in a wrong order."""
-    source, reference = T.analyse(tiny, tiny.test, 0), T.analyse(tiny, tiny.test, 2)
-    assert T.swapped(source, source).equal(source.z2) and T.shifted(source, source).equal(source.z2)
+    source, reference = (
+        T.encode_side_by_side(tiny, tiny.test, 0),
+        T.encode_side_by_side(tiny, tiny.test, 2),
+    )
+    assert T.swapped_z2(source, source).equal(source.z2) and T.shifted_z2(source, source).equal(
+        source.z2
+    )
     x = features_of(tiny, tiny.test.waveform(0, trim=False))
     cuts = [x[20 * n : 20 * n + 20] for n in range(len(x) // 20)]
     whole = T.decode(tiny, source, source.z2)
@@ -243,16 +249,19 @@ def test_exchange_with_oneself_is_the_reconstruction(tiny):
         delta = reference.z2.sum(0) / (len(reference.z2) + 0.25) - source.z2.sum(0) / (
             len(source.z2) + 0.25
         )
-        moved = T.decode(tiny, source, T.shifted(source, reference))[20 * n : 20 * n + 20]
+        moved = T.decode(tiny, source, T.shifted_z2(source, reference))[20 * n : 20 * n + 20]
         torch.testing.assert_close(
             moved, tiny.model.decode(z1, z2 + delta)[0], atol=1e-4, rtol=1e-4
         )
 
 
 def test_swap_begins_again_where_the_reference_is_shorter(tiny):
-    source, reference = T.analyse(tiny, tiny.test, 0), T.analyse(tiny, tiny.test, 1)
+    source, reference = (
+        T.encode_side_by_side(tiny, tiny.test, 0),
+        T.encode_side_by_side(tiny, tiny.test, 1),
+    )
     reference.z2 = reference.z2[:3]
-    assert T.swapped(source, reference).equal(
+    assert T.swapped_z2(source, reference).equal(
         torch.stack([reference.z2[n % 3] for n in range(len(source.z2))])
     )
 
@@ -289,7 +298,9 @@ def test_movement_of_a_model_that_does_what_it_should(tiny):
         return {"log_f0": level(features), "tract": math.nan, "phones": math.nan}
 
     test = [
-        SimpleNamespace(log_f0=level(T.analyse(run, run.test, i).features), tract=math.nan)
+        SimpleNamespace(
+            log_f0=level(T.encode_side_by_side(run, run.test, i).features), tract=math.nan
+        )
         for i in range(4)
     ]
     found = T.movement(run, measure, test, seed=0)
@@ -327,7 +338,9 @@ def test_denoising_of_a_corpus_with_noise(labelled, tiny, tmp_path):
     assert T.noisy_utterances(laid) == T.noisy_utterances(recorded) == noisy
     assert all(T.clean_reference(recorded, i) in clean for i in range(len(laid)))
     found = T.denoising(dataclasses.replace(run, test=recorded))
-    assert found == {} and T.denoising_table({"run": {"denoising": found}}).count("–") == 4
+    assert found == {} and T.denoising_table({"run": {"denoising": found}}).rows == [
+        ["run", *"––––"]
+    ]
     nothing = dataclasses.replace(recorded, utterances=tuple(laid.utterances[i] for i in noisy))
     assert T.noisy_utterances(nothing) == []
 
@@ -335,16 +348,15 @@ def test_denoising_of_a_corpus_with_noise(labelled, tiny, tmp_path):
 def test_pairs_of_conversion(labelled, speech, tmp_path):
     """Fails where a voice would be converted to its own sex, or to itself."""
     test = labelled.split("test")
-    for source, reference in T.conversion_pairs(test, 4, seed=0):
+    for source, reference in conversion_pairs(test, 4, seed=0):
         assert {test.utterances[source].sex, test.utterances[reference].sex} == {"F", "M"}
     utterances = tuple(u._replace(sex="") for u in labelled.split("train").utterances)
     unknown = dataclasses.replace(labelled, utterances=utterances)
-    pairs = T.conversion_pairs(unknown, 100, seed=0)
+    pairs = conversion_pairs(unknown, 100, seed=0)
     assert [source for source, _ in pairs] == list(range(6))
     assert all(utterances[i].speaker != utterances[k].speaker for i, k in pairs)
     assert (
-        T.conversion_pairs(dataclasses.replace(labelled, utterances=utterances[:2]), 4, seed=0)
-        == []
+        conversion_pairs(dataclasses.replace(labelled, utterances=utterances[:2]), 4, seed=0) == []
     )
     assert T.clean_reference(test, 0) == 1 and T.clean_reference(test, 3) == 2
 
@@ -393,20 +405,19 @@ def test_segments_are_the_same_for_every_model(tiny):
     assert [of[piece.numpy().tobytes()] for piece in chosen] == ["M", "M", "F", "F"]
 
 
-PICTURES = {"swap.png", "traversal-z1.png", "traversal-z2.png", "reconstructions.png"}
-PICTURES |= {"traversal-z1-tiles.png", "traversal-z2-tiles.png"}
-SOUNDS = (
+PICTURES = ["swap", "traversal-z1", "traversal-z2", "reconstructions"]
+SOUNDS = [
     "source",
     "reference",
-    "reconstruction-source-phase",
-    "transformed-source-phase",
-    "transformed-griffin-lim",
-)
+    "reconstruction, phase of the source",
+    "transformed, phase of the source",
+    "transformed, Griffin-Lim",
+]
 
 
-def test_the_whole_task_with_sound(labelled, tmp_path, capsys):
-    """Fails where a promised file is missing, an old one stays, a sound is silent or of another length, or a measure
-    that this corpus can give is missing."""
+def test_the_whole_task_with_sound(labelled, tmp_path):
+    """Fails where a promised picture or sound is missing, a sound is silent or of another length, or a measure that
+    this corpus can give is missing."""
     corpus = load_corpus(
         f"conditions:{labelled.name}", cache=tmp_path, progress=False, note=lambda _: None
     )
@@ -415,69 +426,57 @@ def test_the_whole_task_with_sound(labelled, tmp_path, capsys):
     runs = [
         tiny_run(corpus, tmp_path / name, name, features="log_magnitude") for name in ("lstm", "fc")
     ]
-    runs[0].target.mkdir(parents=True)
-    (runs[0].target / "old.png").touch()
-    results = T.evaluate(runs, Options())
-    conversions = ("conversion-male-to-female", "conversion-female-to-male")
-    for run, result in zip(runs, results, strict=True):
-        pictures = PICTURES | {f"{name}.png" for name in (*conversions, "denoising")}
-        sounds = {f"{name}-{part}.wav" for name in (*conversions, "denoising") for part in SOUNDS}
-        assert {file.name for file in run.target.iterdir()} == pictures | sounds | {"results.json"}
-        assert all((run.target / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
-        on_page = {
-            group for group, *_ in html.clips_of("transformation", list(run.target.iterdir()))
-        }
-        assert on_page == {*conversions, "denoising"}
-        assert len(result["traversals"]["traversal-z2"]) == min(T.TILED, run.model.config.z2_latent)
-        for name in (*conversions, "denoising"):
-            source, _ = soundfile.read(run.target / f"{name}-source.wav")
-            for part in SOUNDS[2:]:
-                waveform, rate = soundfile.read(run.target / f"{name}-{part}.wav")
-                assert (
-                    rate == SAMPLE_RATE and len(waveform) == len(source) and waveform.std() > 1e-4
-                )
-        stored = json.loads((run.target / "results.json").read_text())
-        assert stored == json.loads(json.dumps(result)) and math.isfinite(stored["bound"])
-        measured = {name for name, values in stored["probes"].items() if values}
+    evaluation = T.evaluate(runs, Options())
+    names = ["conversion-male-to-female", "conversion-female-to-male", "denoising"]
+    for run, result in zip(runs, evaluation.results, strict=True):
+        assert sorted(figure.label for figure in result.figures) == sorted(PICTURES + names)
+        pngs = [part.png for part in (*result.figures, *result.traversals)]
+        assert all(png.startswith(b"\x89PNG") for png in pngs)
+        sounds = {(sound.group, sound.label): sound.waveform for sound in result.sounds}
+        assert set(sounds) == {(name, label) for name in names for label in SOUNDS}
+        z2 = result.traversals[1]
+        assert z2.label == "traversal-z2" and z2.values == T.TRAVERSAL_VALUES.tolist()
+        assert len(z2.latents) == min(T.TILED_LATENTS, run.model.config.z2_latent)
+        for name in names:
+            for label in SOUNDS[2:]:
+                assert len(sounds[name, label]) == len(sounds[name, "source"])
+                assert sounds[name, label].std() > 1e-4
+        values = json.loads(json.dumps(result.values))
+        assert math.isfinite(values["bound"])
+        measured = {name for name, probe in values["probes"].items() if probe}
         assert measured == {"phone", "speaker", "speaker μ", "sex μ", "condition μ", "F0 μ"}
-        for values in stored["probes"].values():
-            if values and values["measure"] == "accuracy":
-                assert (
-                    0 < values["chance"] < 1 and 0 <= values["z1"] <= 1 and 0 <= values["z2"] <= 1
-                )
-        assert stored["movement"]["original"]["phones"] > 0.3  # of real frames, 40 classes
-    printed = capsys.readouterr().out
-    assert printed.count("results.json") == 2 and "paper" not in printed and "no wav" not in printed
+        for probe in values["probes"].values():
+            if probe and probe["measure"] == "accuracy":
+                assert 0 < probe["chance"] < 1
+                assert 0 <= probe["z1"] <= 1 and 0 <= probe["z2"] <= 1
+        assert values["movement"]["original"]["phones"] > 0.3  # of real frames, 40 classes
+    text = report.render_text(evaluation)
+    assert "paper" not in text and "No sounds" not in text
 
 
-def test_the_whole_task_without_labels(speech, tmp_path, capsys):
+def test_the_whole_task_without_labels(speech, tmp_path):
     """Filter banks, no phones, sexes not known: pictures and no sound, and dashes for what cannot be told."""
     corpus = load_corpus(speech, cache=tmp_path / "cache", progress=False, note=lambda _: None)
     run = tiny_run(corpus, tmp_path / "run")
-    [result] = T.evaluate([run], Options())
-    pictures = PICTURES | {"conversion-1.png", "conversion-2.png"}
-    assert {file.name for file in run.target.iterdir()} == pictures | {"results.json"}
-    assert {name for name, p in result["probes"].items() if p is None} == {
+    evaluation = T.evaluate([run], Options())
+    (result,) = evaluation.results
+    labels = [figure.label for figure in result.figures]
+    assert sorted(labels) == sorted([*PICTURES, "conversion-1", "conversion-2"])
+    assert result.sounds == []
+    assert {name for name, probe in result.values["probes"].items() if probe is None} == {
         "phone",
         "sex μ",
         "condition μ",
         "tract μ",
     }
-    assert (
-        "phones" not in result["movement"]["original"]
-        and "tract" not in result["movement"]["shift"]
-    )
-    printed = capsys.readouterr().out
-    assert (
-        "--set features=log_magnitude" in printed
-        and "--data conditions:" in printed
-        and "–" in printed
-    )
+    movement = result.values["movement"]
+    assert "phones" not in movement["original"] and "tract" not in movement["shift"]
+    text = report.render_text(evaluation)
+    assert "features=log_magnitude" in text and "--data conditions:" in text and "–" in text
 
 
 def test_published_bounds_only_beside_their_corpus():
     rows = {"run": {"architecture": "fc", "features": "fbank", "alpha": 0.0, "bound": -1.0}}
-    assert "-348.63" in T.bounds_table(rows, "TIMIT") and "-143.80" not in T.bounds_table(
-        rows, "TIMIT"
-    )
-    assert "paper" not in T.bounds_table(rows, "built-in")
+    beside_the_paper = report.render_table(T.bounds_table(rows, "TIMIT"))
+    assert "-348.63" in beside_the_paper and "-143.80" not in beside_the_paper
+    assert "paper" not in report.render_table(T.bounds_table(rows, "built-in"))

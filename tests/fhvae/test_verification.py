@@ -1,7 +1,6 @@
 """Speaker verification: error rates against scores whose answer is known by hand, i-vectors against the formulas."""
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +12,10 @@ from scipy.stats import multivariate_normal
 from minidvae.data import audio
 from minidvae.data.corpus import Corpus, CorpusError, Utterance, load_corpus
 from minidvae.evaluation import figures, metrics
-from minidvae.evaluation.runs import Options, Run, encode
+from minidvae.evaluation.report import render_table, render_text
+from minidvae.evaluation.runs import Options, Run
 from minidvae.fhvae import ivectors, verification
+from minidvae.fhvae.encoding import encode
 from minidvae.models import build_model
 from minidvae.training.features import stft_of
 from minidvae.training.run import resolve
@@ -208,7 +209,7 @@ def test_lda_finds_what_distinguishes_speakers():
 def test_speakers_with_one_utterance_are_cut_in_pieces():
     """Fails where pieces overlap, run into the silence, or utterances are cut that need not be."""
     corpus = speech_of([1, 2])
-    cut = verification.pieces(corpus)
+    cut = verification.cut_single_utterances(corpus)
     assert [(u.name, u.speaker) for u in cut.utterances] == [
         *((f"u00-{k}", "s0") for k in range(3)),
         ("u10", "s1"),
@@ -218,7 +219,9 @@ def test_speakers_with_one_utterance_are_cut_in_pieces():
     np.testing.assert_array_equal(whole, corpus.waveform(0)[: len(whole)])
     assert len(corpus.waveform(0)) - len(whole) < 3
     np.testing.assert_array_equal(cut.waveform(4), corpus.waveform(2))
-    assert len(verification.pieces(speech_of([1], seconds=1))) == 1  # too short for two
+    assert (
+        len(verification.cut_single_utterances(speech_of([1], seconds=1))) == 1
+    )  # too short for two
 
 
 # ---------------------------------------------------------------------------------------------------- features
@@ -457,7 +460,6 @@ def run_of(name, corpus, folder, **sizes):
         "speech",
         corpus,
         corpus.split("test"),
-        folder / "eval",
     )
 
 
@@ -481,28 +483,27 @@ def test_vectors_of_every_model(corpus, tmp_path):
     np.testing.assert_allclose(vectors["μ1"][3], z1.sum(0).numpy() / (len(z1) + 1), atol=1e-6)
 
 
-def test_the_table_of_two_runs(corpus, tmp_path, monkeypatch, capsys):
+def test_the_table_of_two_runs(corpus, tmp_path, monkeypatch):
     """Fails where a row, a file or a note is missing, or published numbers stand beside another corpus's."""
     monkeypatch.setattr(verification, "IVECTOR_DIMENSIONS", (2, 48))
     runs = [run_of("fhvae", corpus, tmp_path / "A", z1_latent=13, z2_latent=14, alpha=0.5)]
     runs.append(run_of("dsae", corpus, tmp_path / "B"))
-    results = verification.evaluate(runs, Options())
-    printed = capsys.readouterr().out
+    evaluation = verification.evaluate(runs, Options())
+    printed = " ".join(render_text(evaluation).split())
     assert "6 pairs of 4 utterances by 2 speakers, 2 of one speaker" in printed
-    assert "no 48 dimensions from 6 training utterances" in printed and "(paper)" not in printed
-    rows = [json.loads((run.target / "results.json").read_text())["rows"] for run in runs]
+    assert "no i-vectors of 48 dimensions" in printed and "(paper)" not in printed
+    rows = [result.values["rows"] for result in evaluation.results]
     assert [[(r["features"], r["dimension"]) for r in own] for own in rows] == [
         [("i-vector", 2), ("μ2", 14), ("μ1", 13)],
         [("i-vector", 2), ("v", 16)],
     ]
-    assert (
-        rows[0][1]["lda_12"]["dimension"] == 2 and rows[0][1]["lda_24"] is None
-    )  # 3 training speakers
+    # There are three training speakers.
+    assert rows[0][1]["lda_12"]["dimension"] == 2 and rows[0][1]["lda_24"] is None
     assert rows[0][1]["alpha"] == 0.5 and rows[1][1]["alpha"] is None
     assert all(0 <= r["raw"]["eer"] <= 0.5 for own in rows for r in own)
-    assert [result["rows"] for result in results] == rows
-    assert (runs[1].target / "det.png").stat().st_size > 5000
-    lines = verification.table(results[0]["rows"], "TIMIT").splitlines()
+    (det,) = evaluation.results[1].figures
+    assert len(det.png) > 5000
+    lines = render_table(verification.table(rows[0], "TIMIT")).splitlines()
     paper = [line.split()[1] for line in lines if line.startswith("(paper)")]
     assert paper == ["i-vector"] * 3 + ["μ2"] * 5 + ["μ1"] * 3
 
@@ -515,9 +516,7 @@ def test_splits_without_two_utterances_of_a_speaker(corpus, tmp_path):
         verification.evaluate([run], Options())
 
 
-def test_det_figure(tmp_path):
+def test_det_figure():
     """Fails where a rate of 0 is drawn at minus infinity."""
-    figures.det_curves(
-        {"all right": metrics.detection_errors([2, 3], [0, 1])}, tmp_path / "det.png"
-    )
-    assert (tmp_path / "det.png").stat().st_size > 5000
+    errors = metrics.detection_errors([2, 3], [0, 1])
+    assert len(figures.det_curves({"all right": errors})) > 5000

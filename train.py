@@ -33,6 +33,7 @@ from minidvae.training.muon import Muon
 from minidvae.training.run import TrainingRequest, TrainingRun, begin, paper_recipe, resume
 
 SECONDS_BETWEEN_PLOTS = 60
+DEVICES_WITH_LOADER_THREAD = ("cuda",)
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}
 
 
@@ -160,7 +161,7 @@ class BatchLoader:
 
     def __init__(self, batches: Batches):
         self.batches = batches
-        self.has_thread = batches.device.type == "cuda"
+        self.has_thread = batches.device.type in DEVICES_WITH_LOADER_THREAD
         self.next_batch = None
         self.executor = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -484,7 +485,10 @@ def main() -> None:
         batches.prepare(run.model, fresh=not run.plan.init)
     run.open_folder(exist_ok=bool(args.run or args.resume))
     describe_run(run, batches)
-    train(run, batches, held_out, args.compile)
+    try:
+        train(run, batches, held_out, args.compile)
+    finally:
+        run.close()
     distributed.leave()
     print(
         f"Finished: {run.folder}/ (curves.png shows the training). "

@@ -89,9 +89,9 @@ class Augmentation:
     equaliser: float = 0.0  # standard deviation of each cosine's amplitude, dB
 
     def __call__(
-        self, windows: Windows, numbers: np.ndarray, random: np.random.Generator, rows: slice
+        self, windows: Windows, numbers: np.ndarray, random: np.random.Generator
     ) -> torch.Tensor:
-        """Windows by their numbers, augmented: (n,) → some rows of (n, samples). Rounded to 16 bits as what is packed
+        """Windows by their numbers, augmented: (n,) → (n, samples). Rounded to 16 bits as what is packed
         is, so that digital silence stays silent. A window whose utterance is too short to be played faster keeps its
         speed."""
         slowest, fastest = (round(speed * audio.SAMPLE_RATE / RATE_STEP) for speed in self.speed)
@@ -100,7 +100,6 @@ class Augmentation:
         amplitudes = (
             random.normal(0, self.equaliser, (len(numbers), COSINES)) if self.equaliser else None
         )
-        numbers, rates, gains = numbers[rows], rates[rows], gains[rows]
         crops = windows[numbers]
         for crop, number, rate, gain in zip(crops.numpy(), numbers, rates, gains, strict=True):
             needed = -(-windows.samples * rate // audio.SAMPLE_RATE)
@@ -111,9 +110,7 @@ class Augmentation:
             length = (
                 2 ** windows.samples.bit_length()
             )  # of a fast transform, with room for the filter's tail
-            curves = torch.from_numpy(amplitudes[rows]).float() @ cosines(
-                length
-            )  # dB, (n, frequencies)
+            curves = torch.from_numpy(amplitudes).float() @ cosines(length)  # dB, (n, frequencies)
             spectra = torch.fft.rfft(crops, length) * 10 ** (curves / 20)
             crops[:] = torch.fft.irfft(spectra, length)[:, : windows.samples]
         return crops.mul_(32767).round_().div_(32767)
@@ -143,13 +140,13 @@ class RandomCrops:
         self.batch_size, self.seed, self.skipped = batch_size, seed, self.windows.skipped
         self.sequences = int(((self.windows.counts - 1 + samples) // samples).sum())
 
-    def __call__(self, step: int, rows: slice = slice(None)) -> torch.Tensor:
-        """Of the batch of a step some rows, (rows, samples) float32 on the CPU, pinned where there is a GPU."""
+    def __call__(self, step: int) -> torch.Tensor:
+        """Return the batch of a step, (batch_size, samples) float32 on the CPU, pinned where there is a GPU."""
         random = np.random.default_rng((self.seed, step))
         numbers = random.integers(len(self.windows), size=self.batch_size)
         if self.augmentation == Augmentation():
-            return self.windows[numbers[rows]]
-        return self.augmentation(self.windows, numbers, random, rows)
+            return self.windows[numbers]
+        return self.augmentation(self.windows, numbers, random)
 
 
 def consecutive_crops(

@@ -168,6 +168,14 @@ class TrainingRun:
             size += len(line)
         self.log_file.truncate(size)
 
+    def close(self) -> None:
+        """Release the run folder."""
+        if self.log_file is not None:
+            self.log_file.close()
+        if self.lock is not None and self.lock.is_locked:
+            self.lock.release()
+            Path(self.lock.lock_file).unlink(missing_ok=True)
+
     def save(self, name: str, **state) -> None:
         if distributed.rank() > 0:
             return

@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from run_scripts import call, evaluate_script, log, minidvae_command, surroundings, train_script  # noqa: F401
+from run_scripts import (  # noqa: F401
+    call,
+    evaluate_script,
+    log,
+    minidvae_command,
+    results_of,
+    surroundings,
+    train_script,
+)
 
 import minidvae
 from minidvae.data import audio
-from minidvae.inference.convert import convert, join_segments, segments_of
-from minidvae.models import build_model
+from minidvae.inference.convert import convert_speech, join_segments, segments_of
+from minidvae.models import MODELS, build_model
 from minidvae.training import checkpoint
 
 
@@ -35,7 +43,7 @@ def test_its_name_stands_where_a_folder_does(shipped, speech, capsys):
         result["summary"]["si_sdr"]["mean"] for result in json.loads(Path("all.json").read_text())
     )
     assert named == pytest.approx(folder, abs=0.05) and named != folder  # half precision
-    assert Path("runs", shipped, "eval", "resynthesis", "results.json").is_file()
+    assert (results_of(Path("runs", shipped), "resynthesis") / "results.json").is_file()
     arguments = [
         "--init",
         shipped,
@@ -84,7 +92,7 @@ def test_an_unknown_name_lists_those_that_ship(shipped, capsys):
 def test_models_that_ship_load_and_have_a_card(capsys):
     """Every one is small, is described, and says where its numbers come from."""
     assert {name.partition("-")[0] for name in checkpoint.pretrained()} >= {
-        "light_dvae",
+        "light_dvae_local",
         "vae",
         "fhvae",
     }
@@ -100,7 +108,7 @@ def test_models_that_ship_load_and_have_a_card(capsys):
             for word in (name, "CC BY 4.0", "python train.py", "python evaluate.py", "Limits")
         )
     assert minidvae_command("models") == 0
-    assert "light_dvae-librispeech" in capsys.readouterr().out
+    assert "light_dvae_local-librispeech" in capsys.readouterr().out
 
 
 def test_a_file_or_a_folder_without_splits_is_all_test(shipped, speech, capsys):
@@ -183,7 +191,7 @@ def test_convert_moves_z2_by_the_difference_of_the_s_vectors():
     seen, given, infer = [], [], model.infer
     model.infer = lambda x: seen.append((x, infer(x))) or seen[-1][1]
     model.decode = lambda z1, z2: given.append(z2) or seen[-2][0]
-    estimate = convert(model, source, source)
+    estimate = convert_speech(model, source, source)
     torch.testing.assert_close(given[0], seen[0][1].z2)
     peak = np.abs(source).max()
     features = [
@@ -191,6 +199,50 @@ def test_convert_moves_z2_by_the_difference_of_the_s_vectors():
         for x in (source, estimate.astype(np.float32))
     ]
     assert (features[0] - features[1]).abs().median() < 0.5
-    convert(model, source, reference)
+    convert_speech(model, source, reference)
     s_vectors = [model.s_vector(latents.z2) for _, latents in seen[2:]]
     torch.testing.assert_close(given[1], seen[2][1].z2 + s_vectors[1] - s_vectors[0])
+
+
+def test_convert_from_python(speech):
+    """As the command does; what is no waveform, silent or no model is a ValueError."""
+    settings = ["features=log_magnitude", "batch=8", "width=16", "report=2"]
+    arguments = ["--recipe", "quick", "--data", speech, "--run", "run", "--steps", 2]
+    assert call(train_script, "--model", "fhvae", *arguments, "--set", *settings) == 0
+    paths = sorted(speech.rglob("*.wav"))[:5:2]
+    source, reference = (soundfile.read(path, dtype="float32")[0] for path in paths[:2])
+    found = minidvae.convert(source, torch.from_numpy(reference), 16_000, "run")
+    assert found.shape == source.shape
+    assert minidvae_command("convert", *paths[:2], "-o", "a.wav", "--model", "run") == 0
+    assert np.abs(audio.load("a.wav") - found).max() < 1e-3  # 16 bits
+    for wrong, message in (
+        ((source[None], reference), "shape"),
+        ((source, 0 * reference), "reference: is silent"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            minidvae.convert(*wrong, 16_000, "run")
+    with pytest.raises(ValueError, match="expected an fhvae"):
+        minidvae.convert(source, reference, 16_000, "vae-librispeech")
+
+
+def test_former_names_of_shipped_models():
+    model, _, content = minidvae.load_pretrained("light_dvae-librispeech")
+    assert content["model"] == "light_dvae_local" and model.config.context == 50
+
+
+def test_runs_of_former_versions_are_the_local_models(tmp_path):
+    """`light_dvae` had settings of this project: where they are not those of the paper, it is light_dvae_local."""
+    sizes = {"width": 16, "feedforward": 16, "layers": 1, "w_embedding": 4, "w_hidden": 4}
+    papers = {"context": 0, "phases": 1, "w_prior": "standard"}
+    for name in ("light_dvae", "hit_dvae"):
+        for settings in (papers, {"context": 5}, {"phases": 4}, {"w_prior": "aggregate"}):
+            settings = papers | settings
+            local = build_model(f"{name}_local", **sizes, **settings)
+            checkpoint.save(tmp_path / "a.pt", name, local, audio.STFT(), plan={"model": name})
+            model, _, content = checkpoint.restore(tmp_path / "a.pt")
+            expected = name if settings == papers else f"{name}_local"
+            assert content["model"] == content["plan"]["model"] == expected
+            assert type(model) is MODELS[expected][0]
+            parameters = dict(model.named_parameters())
+            for key, value in local.named_parameters():
+                assert torch.equal(parameters[key], value)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from run_scripts import ROOT, call, evaluate_script, log, surroundings, train_script  # noqa: F401
+from run_scripts import ROOT, call, evaluate_script, log, results_of, surroundings, train_script  # noqa: F401
 
 from minidvae import cli
 from minidvae.data.audio import STFT
@@ -26,6 +26,7 @@ from minidvae.files import CheckpointError
 from minidvae.models import build_model
 from minidvae.models.vae import VAE
 from minidvae.training import checkpoint
+from minidvae.training.batches import Spectra
 
 TINY = [
     "width=16",
@@ -70,8 +71,11 @@ def test_train_then_evaluate(speech, model, capsys):
     for mode in ("generation", "teacher_forcing"):
         assert call(evaluate_script, "--mode", mode, "--limit", 3, "--json", "all.json") == 0
         assert model in capsys.readouterr().out
-    assert (run / "eval" / "resynthesis" / "results.json").is_file()
-    folder = run / "eval" / "resynthesis" / "teacher_forcing"
+    folders = {
+        path.name.partition("-test-")[2]: path for path in (run / "eval" / "resynthesis").iterdir()
+    }
+    assert set(folders) == {"limit=3", "mode=teacher_forcing-limit=3"}
+    folder = folders["mode=teacher_forcing-limit=3"]
     result = json.loads((folder / "results.json").read_text())
     assert json.loads(Path("all.json").read_text()) == [result]
     assert len(result["utterances"]) == 3
@@ -187,7 +191,7 @@ def test_batches_prepared_ahead_are_the_same(model, speech, monkeypatch):
         *(["width=8", "shift=5"] if model == "fhvae" else []),
     ]
     for run, devices in (("one", ()), ("two", ("cpu",))):
-        monkeypatch.setattr(train_script, "AHEAD", devices)
+        monkeypatch.setattr(train_script, "DEVICES_WITH_LOADER_THREAD", devices)
         assert train(speech, "--steps", 8, "--set", *settings, model=model, run=run) == 0
     assert log("one") == log("two")
 
@@ -234,7 +238,9 @@ def test_a_training_that_never_came_to_a_checkpoint_starts_anew(speech, monkeypa
         save(path, *rest, **state)
 
     with monkeypatch.context() as patched:
-        patched.setattr(VAE, "before_step", lambda self, *_: self.output.bias.data.fill_(torch.nan))
+        patched.setattr(
+            Spectra, "before_step", lambda self, model, *_: model.output.bias.data.fill_(torch.nan)
+        )
         assert train(speech, *arguments, model="vae") == 2
     assert {path.name for path in Path("run").iterdir()} == {"config.json", "log.jsonl"}
     assert train(speech, *arguments, model="vae") == 0
@@ -349,7 +355,7 @@ def test_short_utterances_are_not_left_out_unsaid(speech, capsys):
 def test_automatic_precision_is_resolved_once(speech, monkeypatch):
     """A run that began in bfloat16 goes on in it, whatever the chip that it goes on on has instructions for."""
     for there, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(train_script, "has_bf16", lambda _, there=there: there)
+        monkeypatch.setattr(cli, "has_bf16", lambda _, there=there: there)
         arguments = ["--steps", 1, "--precision", "auto", "--set", "frames=20", "batch=2"]
         assert train(speech, *arguments, run=expected, model="vae") == 0
         assert json.loads(Path(expected, "config.json").read_text())["precision"] == expected
@@ -389,7 +395,7 @@ def test_every_setting_of_the_loop_changes_the_training(speech):
         ["warmup=0"],
         ["beta_z=1"],
     ]
-    changes += [["schedule=constant", "warmup=2"], ["warmup=2"], ["phases=3"], ["trim=false"]]
+    changes += [["schedule=constant", "warmup=2"], ["warmup=2"], ["heads=2"], ["trim=false"]]
     runs = {f"run{number}": [*base, *change] for number, change in enumerate(changes)}
     runs |= {"bf16": ["--precision", "bf16", *base], "seed": ["--seed", 1, *base]}
     results = {}
@@ -431,7 +437,7 @@ def test_gradient_that_is_not_finite_is_not_taken(speech, monkeypatch, capsys):
     """A finite loss with such a gradient must not reach the parameters, nor a checkpoint."""
     forward = VAE.loss
 
-    def loss(self, batch, noise=None):
+    def loss(self, batch, noise=None, scheduled_sampling_prob=0.0):
         value, terms = forward(self, batch, noise)
         return value + (self.output.bias - self.output.bias.detach()).sqrt().sum(), terms
 
@@ -481,42 +487,10 @@ def test_resume_refuses_what_it_cannot_go_on_with(speech, capsys):
 
 
 TAMPERED = {  # part of a checkpoint: what is written over it
-    "plan": [
-        "text",
-        {},
-        {"seed": "x"},
-        {"seed": -1},
-        {"model": "dkf"},
-        {"precision": "fp8"},
-        {"data": 3},
-        {"more": 1},
-    ],
-    "plan.recipe": [
-        "text",
-        {},
-        {"frames": "x"},
-        {"hop": 128},
-        {"batch": 0},
-        {"window": 512},
-        {"optimiser": "muon"},
-    ],
-    "progress": [
-        "text",
-        {"step": "x"},
-        {"step": -1},
-        {"count": -1},
-        {"sums": {"loss": "x"}},
-        {"sums": 3},
-        {"best": ()},
-    ],
-    "optimiser": [
-        "text",
-        {"state": {0: {}}},
-        {"state": {0: {"step": 1}}},
-        {"state": {999: {}}},
-        {"state": 7},
-        "step",
-    ],
+    "plan": ["text", {}, {"more": 1}],
+    "plan.recipe": ["text", {}, {"frames": "x"}, {"hop": 128}, {"batch": 0}, {"window": 512}],
+    "progress": ["text", {"more": 1}],
+    "optimiser": ["text", {"state": 7}],
     "stft": ["text", {"hop": 128}, {"hop": "x"}, {"window": "round"}, {"window_length": 512}],
     "config": [
         "text",
@@ -530,7 +504,7 @@ TAMPERED = {  # part of a checkpoint: what is written over it
 
 
 def test_a_tampered_run_is_one_line(speech, capsys):
-    """A field of a checkpoint that is not what training wrote ends in a traceback, or training goes on with it."""
+    """A part of a checkpoint that is not what training wrote ends in a traceback, or training goes on with it."""
     arguments = [
         "--steps",
         2,
@@ -553,11 +527,6 @@ def test_a_tampered_run_is_one_line(speech, capsys):
                 if change and isinstance(change, dict) and isinstance(whole, dict)
                 else change
             )
-            if change == "step":
-                inside[name] = whole
-                whole["state"][0]["step"] -= 2 * whole["state"][0]["step"]
-            elif part == "optimiser" and change != "text":
-                inside[name] = change | {"param_groups": whole["param_groups"]}
             Path("changed").mkdir(exist_ok=True)
             torch.save(content, "changed/last.pt")
             capsys.readouterr()
@@ -599,7 +568,7 @@ BAD = {  # arguments of train.py: what the one line must say
     ("--model", "vae", "--set", "hidden=8,,4"): "64,32",
     ("--model", "vae", "--set", "beta_z=nan"): "beta_z",
     ("--model", "vae", "--set", "latent=0"): "latent",
-    ("--model", "light_dvae", "--set", "context=-1"): "context",
+    ("--model", "light_dvae_local", "--set", "context=-1"): "context",
     ("--model", "vae", "--seed", "-1"): "--seed -1",
     ("--model", "vae", "--steps", "0"): "at least 1",
     ("--model", "vae", "--steps", "many"): "many",
@@ -720,9 +689,7 @@ def test_published_model_is_evaluated_and_tuned(speech, shared, capsys):
         == 0
     )
     assert (
-        json.loads(Path("runs/vrnn/eval/resynthesis/teacher_forcing/results.json").read_text())[
-            "model"
-        ]
+        json.loads((results_of("runs/vrnn", "resynthesis") / "results.json").read_text())["model"]
         == "vrnn"
     )
     assert (
@@ -761,7 +728,7 @@ def test_out_of_memory_is_one_line(capsys):
 
 
 def test_help_shows_the_defaults(capsys):
-    for script, flags in ((train_script, 9), (evaluate_script, 17)):
+    for script, flags in ((train_script, 11), (evaluate_script, 21)):
         assert call(script, "--help") == 0
         assert " ".join(capsys.readouterr().out.split()).count("(default: ") == flags
 

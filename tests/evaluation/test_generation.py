@@ -391,7 +391,7 @@ def test_table_and_files(runs, monkeypatch, capsys):
         "results.json",
     )
     assert call(*arguments) == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     results = json.loads(open("results.json").read())
     assert [result["model"] for result in results] == ["vae", "srnn"]
     for result in results:
@@ -459,7 +459,7 @@ def test_another_split_and_a_recogniser_whose_corpus_is_gone(runs, capsys):
         call(evaluate_script, runs / "vae", *arguments, "--split", "dev", "--json", "results.json")
         == 0
     )
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "error rate in characters: unknown (gone: no such file or folder" in printed
     assert "take more than --clips" not in printed
     (result,) = json.loads(open("results.json").read())

@@ -31,7 +31,16 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from timing import Table, captured, describe, markdown, median_seconds, new_file, parser, positive
+from timing import (
+    MeasurementTable,
+    captured,
+    describe,
+    markdown,
+    median_seconds,
+    new_file,
+    parser,
+    positive,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -92,7 +101,7 @@ def main() -> None:
     print(describe(device))
     copy_rate = copy_bytes_per_second(device, arguments.repeats)
     print(f"copy on the device: {copy_rate / 1e9:.1f} GB/s\n")
-    table = Table(COLUMNS, arguments.csv, keep=not arguments.fresh)
+    table = MeasurementTable(COLUMNS, arguments.csv, keep=not arguments.fresh)
     for case in make_cases(arguments, device):
         if not table.has(**case.cells()):
             table.add(*measure(case, copy_rate, arguments.repeats, device))

@@ -164,7 +164,7 @@ def resident_mebibytes(field: str) -> float:
 # ----------------------------------------------------------------------------------------- tables
 
 
-class Table:
+class MeasurementTable:
     """Rows that are printed as Markdown as they come, and written to a CSV file.
 
     Args:
@@ -208,7 +208,7 @@ class Table:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows that `Table.add` wrote; none where there is no such file. Raises SettingError
+    """Return the rows that `MeasurementTable.add` wrote; none where there is no such file. Raises SettingError
     where the file has other columns."""
     if not path.exists():
         return []

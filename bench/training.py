@@ -21,7 +21,15 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import Table, captured, describe, median_seconds, parser, peak_mebibytes, positive
+from timing import (
+    MeasurementTable,
+    captured,
+    describe,
+    median_seconds,
+    parser,
+    peak_mebibytes,
+    positive,
+)
 from torch import Tensor, nn
 
 from minidvae.cli import run
@@ -57,7 +65,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_float32_matmul_precision("high")
     print(f"{describe(arguments.device)}\n")
-    table = Table(COLUMNS, arguments.csv, keep=not arguments.fresh)
+    table = MeasurementTable(COLUMNS, arguments.csv, keep=not arguments.fresh)
     for batch_size in arguments.batch or default_batches(arguments.device):
         for name in arguments.models:
             for which in arguments.passes:

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from timing import Table, parser, positive
+from timing import MeasurementTable, parser, positive
 
 from minidvae.cli import run
 
@@ -38,7 +38,7 @@ COLUMNS = (
 
 def main() -> None:
     args = parse_arguments()
-    table = Table(COLUMNS, args.csv, keep=not args.fresh)
+    table = MeasurementTable(COLUMNS, args.csv, keep=not args.fresh)
     with tempfile.TemporaryDirectory() as caches:
         for model in args.models:
             if not table.has(model=model):

@@ -2,7 +2,7 @@
 
     python examples/resynthesise.py runs/NAME speech.wav out.wav           # a run folder that train.py wrote
     python examples/resynthesise.py checkpoints/vrnn speech.wav out.wav    # a published model, format DVAE-speech
-    python examples/resynthesise.py light_dvae-librispeech in.wav out.wav  # a model that ships
+    python examples/resynthesise.py light_dvae_local-librispeech in.wav out.wav    # ships
 
 The reconstruction has the model's variance and the phase of the input. Output: 16 kHz mono, as loud as the input.
 """

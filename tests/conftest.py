@@ -47,6 +47,7 @@ def shipped(speech, tmp_path, monkeypatch) -> str:
 
     from minidvae.training import checkpoint
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checkpoint, "PRETRAINED", tmp_path / "pretrained")
     monkeypatch.setattr(pretrained_script, "PRETRAINED", tmp_path / "pretrained")
     arguments = ["--recipe", "quick", "--data", speech, "--run", "run", "--steps", 4]

@@ -60,7 +60,6 @@ def _phone(manner: str, *cells: str) -> Phone:
 _ROWS = [row.split("\t") for row in (HERE / "phones.tsv").read_text().splitlines()[1:]]
 TABLE = {label: _phone(*cells) for label, *cells in _ROWS}
 SCHWA = (500, 1500, 2500)  # the neutral tube: unstressed "ah"
-PHONES = ("sil", *TABLE)
 
 # Each word with its pronunciation in ARPAbet; the digit is the stress of the syllable (1 primary, 0 none).
 _CATEGORIES = re.split(r"\n(?=\w)", (HERE / "vocabulary.txt").read_text().strip())
@@ -99,7 +98,7 @@ class Speaker:
     rate: float  # speaking rate, relative to the duration tables
 
 
-class Utterance(NamedTuple):
+class SyntheticUtterance(NamedTuple):
     """`phones` are (start, stop, label) in samples and cover the waveform without gaps."""
 
     name: str
@@ -563,7 +562,7 @@ def apply_condition(
     return (np.rint(y) if np.issubdtype(waveform.dtype, np.integer) else y).astype(waveform.dtype)
 
 
-def generate(seed=0, speakers=(32, 8, 8), utterances=10) -> Iterator[Utterance]:
+def generate(seed=0, speakers=(32, 8, 8), utterances=10) -> Iterator[SyntheticUtterance]:
     """The corpus: `utterances` by each of `speakers` (train, dev, test), one at a time. An utterance depends on the
     seed, its split, and its own and its speaker's number, not on the size of the corpus."""
     for split, count in zip(SPLITS, speakers, strict=True):
@@ -577,4 +576,4 @@ def generate(seed=0, speakers=(32, 8, 8), utterances=10) -> Iterator[Utterance]:
                 (s.start * MILLISECOND, s.stop * MILLISECOND, s.label) for s in tracks.segments
             )
             text, name = " ".join(word for word in words if word != ","), f"{speaker.name}-{k:02d}"
-            yield Utterance(name, speaker.name, split, speaker.sex, samples, text, phones)
+            yield SyntheticUtterance(name, speaker.name, split, speaker.sex, samples, text, phones)

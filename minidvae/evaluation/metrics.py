@@ -6,6 +6,7 @@ Waveforms are numpy arrays (samples,) at 16 kHz. A measure that is not defined f
 too little speech for the measure. ValueError where the two waveforms differ in length.
 """
 
+import itertools
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from scipy.optimize import isotonic_regression
 
 SAMPLE_RATE = 16_000
 PESQ_LIMIT = 20 * SAMPLE_RATE
+FEW_PAIRS = 4  # Up to so many are computed faster than processes start.
 THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -139,26 +141,41 @@ def enhancement_metrics(
 def metrics_of(
     pairs: Iterable[tuple], measure: Callable = resynthesis_metrics, workers: int | None = None
 ) -> Iterator[dict[str, float]]:
-    """`measure` of every (reference, …, estimate), in order, on so many processes (None: one for each core) of
-    one thread. Pairs are taken from the iterable as workers get free: at most two for each worker are in memory. Raises
-    ChildProcessError where a worker is killed. Workers import the script that calls this, which therefore needs the
-    usual `if __name__ == "__main__":`."""
-    workers = workers or (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
-    before = {name: os.environ[name] for name in THREADS if name in os.environ}
+    """Yield `measure(*pair)` for every pair, in order, computed by several processes.
+
+    Args:
+        pairs: tuples (reference, …, estimate). They are taken as workers get free: at most two for
+            each worker are in memory.
+        measure: a function of a pair.
+        workers: number of processes, of one thread each. None: one for each core, or none at all
+            where there are so few pairs that starting processes would take longer.
+
+    Raises:
+        ChildProcessError: a worker was killed.
+
+    Workers import the script that calls this, which therefore needs the usual
+    `if __name__ == "__main__":`.
+    """
+    pairs = iter(pairs)
+    if workers is None:
+        first_pairs = list(itertools.islice(pairs, FEW_PAIRS + 1))
+        if len(first_pairs) <= FEW_PAIRS:
+            for pair in first_pairs:
+                yield measure(*pair)
+            return
+        pairs = itertools.chain(first_pairs, pairs)
+        workers = number_of_cores()
+    environment_before = {name: os.environ[name] for name in THREADS if name in os.environ}
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    pool, waiting = (
-        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker),
-        deque(),
-    )
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    pending = deque()
     try:
         for pair in pairs:
-            waiting.append(pool.submit(measure, *pair))
-            if len(waiting) == 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(measure, *pair))
+            if len(pending) == 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool:
         raise ChildProcessError(
             "a process that computed metrics was killed; is there enough memory?"
@@ -167,7 +184,14 @@ def metrics_of(
         pool.shutdown(cancel_futures=True)
         for name in THREADS:
             del os.environ[name]
-        os.environ.update(before)
+        os.environ.update(environment_before)
+
+
+def number_of_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _start_worker() -> None:

@@ -105,14 +105,6 @@ def apply(
     return LatentScan.apply(passes, activation, form, *tensors)
 
 
-def latent_scan_fused(
-    *arguments, activation: str = "tanh", **named
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`latent_scan_reference` in one launch, and one backward, of a Triton kernel, for what is `fusible`. The gradient
-    of its gradient is an error."""
-    return apply(latent_scan_triton, ScanArguments(*arguments, **named), activation)
-
-
 def latent_scan(
     inputs,
     noise,

@@ -39,7 +39,7 @@ WIDEST, DEEPEST = 128, 4  # width of a layer, its products kept in registers; la
 SHARED = 160 * 1024  # bytes, of the 163 KiB that a program has on sm_80
 
 
-class Plan(NamedTuple):
+class KernelSizes(NamedTuple):
     """What is known when the kernels are compiled. Layers are those of the posterior, the last as two, to the mean
     and to the log-variance; then those of the transition."""
 
@@ -61,7 +61,7 @@ def matrices(given) -> list[Tensor]:
     return [given.first, *(weight for weight, _ in (*given.posterior, *given.transition))]
 
 
-def plan(given) -> Plan:
+def plan(given) -> KernelSizes:
     """Of `ScanArguments`"""
     layers, place, column, head = [], 0, 0, len(given.posterior)
     for k, weight in enumerate(matrices(given)):
@@ -74,18 +74,20 @@ def plan(given) -> Plan:
     latent = layers[head][1]
     after = layers[-1][1] if given.transition else latent
     lstm = place if given.lstm else None
-    return Plan(*zip(*layers, strict=True), head, lstm, latent, given.first.shape[1], after, column)
+    return KernelSizes(
+        *zip(*layers, strict=True), head, lstm, latent, given.first.shape[1], after, column
+    )
 
 
 def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def held_weights(sizes: Plan) -> int:
+def held_weights(sizes: KernelSizes) -> int:
     return sum(padded(a) * padded(b) for a, b in zip(sizes.inputs, sizes.outputs, strict=True))
 
 
-def geometry(sizes: Plan, precision: str) -> dict[str, int]:
+def geometry(sizes: KernelSizes, precision: str) -> dict[str, int]:
     """Sequences per program, warps, and frames in flight in backward (without an LSTM).
 
     Tensor cores (tf32) take 16 rows at the least: 190 registers per thread for VRNN, of 255. Exact products run on
@@ -101,7 +103,7 @@ def geometry(sizes: Plan, precision: str) -> dict[str, int]:
     }
 
 
-def shared_memory(sizes: Plan, precision: str) -> int:
+def shared_memory(sizes: KernelSizes, precision: str) -> int:
     """Bytes that the larger kernel takes at the most: weights held, tiles or frames in flight, two operands."""
     tile = geometry(sizes, precision)
     if sizes.lstm is not None:
@@ -376,7 +378,7 @@ def packed_weights(given) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors if tensor is not None])
 
 
-def launch(kernel, tensors, sizes: Plan, activation: str, like: Tensor) -> None:
+def launch(kernel, tensors, sizes: KernelSizes, activation: str, like: Tensor) -> None:
     """For sequences `like` these, (batch, frames, ·); of tensors that are not there the arguments are None."""
     precision = "ieee" if exact_products() else "tf32"
     constants = {

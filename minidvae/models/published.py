@@ -18,6 +18,7 @@ from ..data.audio import SAMPLE_RATE, STFT
 from ..files import CheckpointError, load_checkpoint
 from . import MODELS, build_model
 
+MAX_LAYERS = 100  # of an MLP; the authors' models have at most four
 LATER_OUTPUT = re.compile(r"^gen_out\b")  # the name of `gen_logvar` in later versions of the format
 
 SHARED_NAMES = "bins=x_dim latent=z_dim posterior.mean=inf_mean posterior.log_variance=inf_logvar output=gen_logvar"
@@ -104,6 +105,8 @@ def parse(setting: str, key: str, text: str) -> int | bool | tuple[int, ...]:
     try:
         if setting.endswith("hidden"):
             widths = text.split(",") if text else []
+            if len(widths) > MAX_LAYERS:
+                raise ValueError
             return tuple(parse("width", key, width) for width in widths)
         if setting == "bidirectional":
             return {"true": True, "false": False}[text.lower()]

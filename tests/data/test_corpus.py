@@ -985,8 +985,8 @@ def test_a_thousand_hours(tmp_path):
         command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
     count, megabytes, seconds, split, fingerprint, batch = map(float, found.stdout.split())
-    assert count == len(names) and megabytes < 300 and seconds < 1
-    assert split < 0.2 and fingerprint < 1 and batch < 0.1
+    assert count == len(names) and megabytes < 300 and seconds < 3
+    assert split < 0.6 and fingerprint < 3 and batch < 0.3
 
 
 # ---- real speech ------------------------------------------------------------------------------------------

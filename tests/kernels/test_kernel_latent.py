@@ -16,6 +16,7 @@ from minidvae.kernels.common import HAS_TRITON
 from minidvae.kernels.latent_scan import ScanArguments, latent_scan, latent_scan_reference
 from minidvae.kernels.lstm_scan import LSTMWeights
 from minidvae.models import build_model
+from minidvae.models.base import Noise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -108,6 +109,11 @@ def outputs_and_gradients(function, arguments: dict) -> list[torch.Tensor]:
     return [*outputs, *zeros]
 
 
+def fused(activation: str = "tanh", **arguments) -> tuple:
+    """`latent_scan` by the Triton kernel, whatever the device."""
+    return scan.apply(latent_scan_triton, scan.ScanArguments(**arguments), activation)
+
+
 def assert_close(actual, expected, tolerance: float = 1e-5) -> None:
     """To a share of each tensor's largest value."""
     for one, other in zip(actual, expected, strict=True):
@@ -123,27 +129,27 @@ def assert_close(actual, expected, tolerance: float = 1e-5) -> None:
 def test_kernels_equal_the_definition(name, batch, frames, precision):
     arguments = case(ODD[name], batch, frames, "relu" if frames == 2 else "tanh")
     expected = outputs_and_gradients(latent_scan_reference, arguments)
-    assert_close(outputs_and_gradients(scan.latent_scan_fused, arguments), expected)
+    assert_close(outputs_and_gradients(fused, arguments), expected)
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_kernels_equal_the_definition_at_the_papers_sizes(name, precision):
     arguments = case(PAPERS[name], 2, 2)
     expected = outputs_and_gradients(latent_scan_reference, arguments)
-    assert_close(outputs_and_gradients(scan.latent_scan_fused, arguments), expected)
+    assert_close(outputs_and_gradients(fused, arguments), expected)
 
 
 @pytest.mark.parametrize("name", ["dkf", "vrnn"])
 def test_results_do_not_depend_on_the_tiles(name, precision, monkeypatch):
     arguments = case(ODD[name], 9, 2)
-    expected = outputs_and_gradients(scan.latent_scan_fused, arguments)
+    expected = outputs_and_gradients(fused, arguments)
     geometry = latent_scan_triton.geometry
     for rows, tiles in ((4, (32, 16)), (32, (64, 64))):
         monkeypatch.setattr(latent_scan_triton, "TILES", tiles)
         monkeypatch.setattr(
             latent_scan_triton, "geometry", lambda *a, rows=rows: geometry(*a) | {"ROWS": rows}
         )
-        assert_close(outputs_and_gradients(scan.latent_scan_fused, arguments), expected)
+        assert_close(outputs_and_gradients(fused, arguments), expected)
 
 
 def test_a_nan_is_not_swallowed(precision):
@@ -151,7 +157,7 @@ def test_a_nan_is_not_swallowed(precision):
     arguments = case(ODD["srnn"], 2, 3, "relu")
     with torch.no_grad():
         arguments["inputs"][1, 1] = torch.nan
-        mean = scan.latent_scan_fused(**arguments)[0]
+        mean = fused(**arguments)[0]
     assert mean[0].isfinite().all() and mean[1, 0].isfinite().all() and mean[1, 1:].isnan().all()
 
 
@@ -163,9 +169,9 @@ def test_no_race(name, mode):
     torch.backends.cuda.matmul.fp32_precision = mode
     try:
         arguments = case(PAPERS[name], 33, 50)
-        first = outputs_and_gradients(scan.latent_scan_fused, arguments)
+        first = outputs_and_gradients(fused, arguments)
         for _ in range(20):
-            again = outputs_and_gradients(scan.latent_scan_fused, arguments)
+            again = outputs_and_gradients(fused, arguments)
             assert all(torch.equal(one, other) for one, other in zip(again, first, strict=True))
     finally:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
@@ -225,7 +231,7 @@ def test_the_cpu_never_interprets_a_kernel(monkeypatch):
 @pytest.mark.parametrize("name", ["dkf", "vrnn"])
 def test_the_gradient_of_a_gradient_is_an_error(name, precision):
     arguments = case(ODD[name], 2, 3)
-    outputs = scan.latent_scan_fused(**arguments)
+    outputs = fused(**arguments)
     with pytest.raises(RuntimeError, match="differentiates once"):
         torch.autograd.grad(weighted(outputs), differentiable(arguments)[:4], create_graph=True)
 
@@ -326,7 +332,8 @@ def test_compiled_training_step(name, autocast):
     """The graph breaks at each scan and LSTM layer; loss and gradients are those without torch.compile."""
     torch.manual_seed(0)
     model = build_model(name, bins=6, latent=3).to(DEVICE)
-    x, noise = torch.rand(2, 3, 6, device=DEVICE), torch.randn(2, 3, 3, device=DEVICE)
+    x = torch.rand(2, 3, 6, device=DEVICE)
+    noise = Noise(torch.randn(2, 3, 3, device=DEVICE))
 
     def loss(x, noise):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):

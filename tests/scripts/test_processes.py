@@ -1,6 +1,7 @@
 """A training in two processes: what each of them learns from, faults of either, continuing in another number."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from minidvae.training.batches import Spectra
 from minidvae.training.run import resolve
 from minidvae.training.segment_batches import FeatureSegments
 
-KILLS = int(os.environ.get("MINIDVAE_KILLS", 2))
+KILLS = int(os.environ.get("MINIDVAE_KILLS", 1))
 TINY = ["frames=20", "batch=4", "report=10"]
 
 
@@ -49,9 +50,7 @@ def numbers(report: dict) -> dict:
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
-        ("vae", []),
         ("srnn", []),  # with scheduled sampling
-        ("light_dvae", ["width=16", "feedforward=16"]),
         ("light_dvae_local", ["width=16", "feedforward=16"]),  # its moments of w are a buffer
         ("fhvae", ["sequences=4", "table_steps=5", "width=16"]),  # rows of the table are drawn anew
     ],
@@ -94,11 +93,13 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def kill_a_worker(process: subprocess.Popen, file: Path, random: np.random.Generator) -> None:
-    """Kills one of the two, within half a second after the next report in `file`."""
-    before = file.read_bytes().count(b"\n") if file.exists() else 0
-    while process.poll() is None and not (
-        file.exists() and file.read_bytes().count(b"\n") > before
-    ):
+    """Kill one of the two processes, within half a second after the next report in `file`."""
+
+    def number_of_reports() -> int:
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    before = number_of_reports()
+    while process.poll() is None and number_of_reports() == before:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.5))
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -108,51 +109,28 @@ def kill_a_worker(process: subprocess.Popen, file: Path, random: np.random.Gener
     assert "train.py: error: another process of this training has ended" in error, error
 
 
-def test_a_training_killed_at_random_moments_ends_as_one_that_nothing_happened_to(speech):
-    """Fails where a killed process leaves the other waiting, a checkpoint is torn, or what is resumed differs from what
-    was left."""
-    common = [
-        "--model",
-        "vae",
-        "--recipe",
-        "quick",
-        "--data",
-        speech,
-        "--steps",
-        200 * KILLS,
-        "--device",
-        "cpu",
-    ]
+def test_a_killed_training_continues_as_if_it_had_not_been_killed(speech):
+    """Fails where a killed process leaves the other waiting, a checkpoint is torn, or a resumed
+    training differs from one that was not killed. One process can continue where two were."""
+    steps = 200 * KILLS
+    common = ["--model", "vae", "--recipe", "quick", "--data", speech, "--steps", steps]
+    common += ["--device", "cpu"]
     settings = ["--set", *TINY]
     finish(start(*common, "--run", "whole", *settings))
-    arguments, random = [*common, "--run", "cut", *settings], np.random.default_rng(0)
+    arguments = [*common, "--run", "cut", *settings]
+    random = np.random.default_rng(0)
     for _ in range(KILLS):
         kill_a_worker(start(*arguments), Path("cut/log.jsonl"), random)
-        assert len(log("cut")) < 20 * KILLS, "the run ended before it could be interrupted"
+        assert len(log("cut")) < steps / 10, "the run ended before it could be interrupted"
         arguments = ["--resume", "--run", "cut", "--device", "cpu"]
+    shutil.copytree("cut", "alone")
     finish(start(*arguments))
     for cut, whole in zip(log("cut"), log("whole"), strict=True):
         assert numbers(cut) == pytest.approx(numbers(whole), rel=1e-4)
 
-
-def test_one_process_goes_on_where_two_were(speech):
-    common = [
-        "--model",
-        "vae",
-        "--recipe",
-        "quick",
-        "--data",
-        speech,
-        "--steps",
-        200,
-        "--device",
-        "cpu",
-    ]
-    process = start(*common, "--run", "cut", "--set", *TINY)
-    kill_a_worker(process, Path("cut/log.jsonl"), np.random.default_rng(0))
-    assert call(train_script, "--resume", "--run", "cut", "--device", "cpu") == 0
-    losses = [report["dev"]["loss"] for report in log("cut")]
-    assert len(losses) == 20 and losses[-1] < losses[0]
+    assert call(train_script, "--resume", "--run", "alone", "--device", "cpu") == 0
+    losses = [report["dev"]["loss"] for report in log("alone")]
+    assert len(losses) == steps / 10 and losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +140,9 @@ def test_one_process_goes_on_where_two_were(speech):
         ("acoustic", "batch=4", "is trained in one process"),
     ],
 )
-def test_what_cannot_be_shared_is_one_line(speech, model, setting, message):
-    process = start("--model", model, "--recipe", "quick", "--data", speech, "--set", setting)
-    _, error = process.communicate()
-    assert process.returncode != 0
-    assert f"train.py: error: {message}" in error or message in error
+def test_what_cannot_be_shared_is_one_line(speech, model, setting, message, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    arguments = ["--model", model, "--recipe", "quick", "--data", speech, "--set", setting]
+    assert call(train_script, *arguments) == 2
+    assert message in capsys.readouterr().err
     assert not list(Path("runs").glob("*"))

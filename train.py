@@ -308,7 +308,7 @@ class Timer:
     def __init__(self, seconds_before: float):
         self.start = time.perf_counter() - seconds_before
         self.steps = 0
-        self.last_plot = float("-inf")
+        self.last_plot = self.seconds()
         self.restart()
 
     def seconds(self) -> float:

@@ -113,10 +113,6 @@ def test_the_example_refuses_what_it_cannot_use(files, monkeypatch, capsys):
         assert stop.value.code == 2 and named in line and not Path("out.wav").exists()
 
 
-def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 200
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_commands_of_the_documents(document):
     """A link must lead to a file, a heading that it names must be there, a script must exist, and every setting of a

@@ -1,15 +1,14 @@
 """Evaluate trained models.
 
-    python evaluate.py                                # the newest run, resynthesis of its corpus's test split
-    python evaluate.py runs/A runs/B --data DIR       # one table, a row for each run
-    python evaluate.py runs/A --task verification     # or generation, exchange, transformation, recognition,
-                                                      # enhancement
-    python evaluate.py light_dvae_local-librispeech --data my.wav    # a model that ships; a file or a folder
-    python evaluate.py runs/A --task resynthesis enhancement --report page.html    # to look at and listen to
+    python evaluate.py                               # resynthesis by the newest run
+    python evaluate.py runs/A runs/B --data DIR      # one table with a row for each run
+    python evaluate.py runs/A --task verification    # or another task
+    python evaluate.py vae-librispeech --data my.wav # a model that ships, on a file or a folder
+    python evaluate.py runs/A --task resynthesis enhancement --report page.html    # an HTML page
 
-Without --task, a run is evaluated by the first of the tasks below that its model is for. Results, figures and sounds
-are written to a folder below RUN/eval/TASK/, one for each corpus and setting; for a published model or one that ships,
-below runs/NAME/eval/TASK/.
+Without --task, a run is evaluated by the first task that its model is for. Results, figures and
+sounds are written to a folder below RUN/eval/TASK/, one for each corpus and setting. Those of a
+published model, or of one that ships, are written below runs/NAME/eval/TASK/.
 """
 
 import argparse
@@ -64,10 +63,10 @@ TASK_OF_OPTION = {
 
 @dataclass
 class LoadedModel:
-    folder: Path  # as the user named it
+    folder: Path  # run folder, as the user named it
     model: nn.Module
     stft: STFT
-    content: dict  # of its checkpoint
+    content: dict  # content of its checkpoint
 
     @property
     def name(self) -> str:
@@ -376,7 +375,8 @@ def add_task_arguments(add) -> None:
 
 
 def move_runs_out_of_tasks(args: argparse.Namespace) -> None:
-    """Of `--task exchange runs/A`, argparse takes the run for a task: put it right."""
+    """Move runs from the tasks to the runs. In `--task exchange runs/A`, argparse takes `runs/A` for
+    a task."""
     for word in (args.task or [])[1:]:
         is_run = "/" in word or Path(word).exists() or word in checkpoint.pretrained()
         if word not in TASKS and is_run:

@@ -1,10 +1,10 @@
 """Encode a sound file with a trained model and write its reconstruction.
 
-    python examples/resynthesise.py runs/NAME speech.wav out.wav           # a run folder that train.py wrote
-    python examples/resynthesise.py checkpoints/vrnn speech.wav out.wav    # a published model, format DVAE-speech
-    python examples/resynthesise.py light_dvae_local-librispeech in.wav out.wav    # ships
+    python examples/resynthesise.py runs/NAME in.wav out.wav           # a run folder of train.py
+    python examples/resynthesise.py checkpoints/vrnn in.wav out.wav    # a published model
+    python examples/resynthesise.py vae-librispeech in.wav out.wav     # a model that ships
 
-The reconstruction has the model's variance and the phase of the input. Output: 16 kHz mono, as loud as the input.
+The reconstruction has the model's variance and the phase of the input. The output is 16 kHz mono.
 """
 
 import argparse
@@ -34,9 +34,10 @@ def main() -> None:
     waveform = audio.load(args.source)  # (samples,)
     peak = max(np.abs(waveform).max(), 1e-6)  # models are trained on max |s| = 1
     spectrum = stft.analyse(torch.from_numpy(waveform / peak))[None]  # complex, (1, frames, bins)
+    power = spectrum.abs().square()
     log_variance = model.resynthesise(
-        spectrum.abs().square()
-    )  # (1, frames, bins), decoded from its own past
+        power
+    )  # (1, frames, bins), decoded from the model's own output
     estimate = audio.resynthesise(log_variance, spectrum, stft, len(waveform))[0]
     audio.write(args.target, peak * estimate.numpy())
 

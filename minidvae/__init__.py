@@ -1,12 +1,12 @@
 """Dynamical variational autoencoders for speech.
 
-    build_model(name, **settings)                  a model of `minidvae.models.MODELS`
-    load_run(folder)                               a trained model, its STFT, the content of its checkpoint
-    load_pretrained(name)                          the same of a model that ships
-    enhance(waveform, rate)                        noisy speech → the speech without the noise
-    convert(source, reference, rate)               the words of one recording in the voice of another
-    load_dvae_speech(folder)                       a model in the published format "DVAE-speech", and its STFT
-    import_dvae_speech(state_dict, network)        the same from a state dict and the settings in [Network]
+    build_model(name, **settings)             a model of `minidvae.models.MODELS`
+    load_run(folder)                          a trained model, its STFT, its checkpoint's content
+    load_pretrained(name)                     the same of a model that ships
+    enhance(waveform, rate)                   speech enhancement
+    convert(source, reference, rate)          voice conversion
+    load_dvae_speech(folder)                  a model in the published format, and its STFT
+    import_dvae_speech(state_dict, network)   the model of a state dict and its [Network] settings
 
 These are imported when they are first used, so that `import minidvae` itself is fast.
 """

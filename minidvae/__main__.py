@@ -1,8 +1,8 @@
 """The models that ship, on your own recordings.
 
-    python -m minidvae models                             what ships
-    python -m minidvae enhance NOISY.wav                  the speech without the noise, in NOISY-enhanced.wav
-    python -m minidvae convert SOURCE.wav REFERENCE.wav   the words of SOURCE in the voice of REFERENCE
+    python -m minidvae models                             print the cards of the models
+    python -m minidvae enhance NOISY.wav                  speech enhancement → NOISY-enhanced.wav
+    python -m minidvae convert SOURCE.wav REFERENCE.wav   voice conversion to the voice of REFERENCE
 
 `minidvae …` after `pip install`.
 """

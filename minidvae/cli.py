@@ -20,7 +20,8 @@ SOURCES_OF_SPEECH = (
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints every error as one line. Flags are written out: what abbreviates one now may abbreviate two later."""
+    """Prints every error as one line. Abbreviations of flags are refused: they may become ambiguous
+    in a later version."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, allow_abbrev=False, **settings)
@@ -30,8 +31,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; bad input becomes one line and exit code 2. SIGTERM ends it as Ctrl-C does. What
-    standard output cannot encode, such as the name of a file that is not UTF-8, is printed with escapes."""
+    """Call `main`. Bad input becomes one line and exit code 2. SIGTERM ends it as Ctrl-C does.
+    Characters that standard output cannot encode, as in a file name that is not UTF-8, are printed
+    with escapes."""
     sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -43,7 +45,7 @@ def run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         message = "out of memory; in training try a smaller batch: --set batch=8"
         if distributed.is_lost_process(error):
-            message = "another process of this training has ended; go on with --resume"
+            message = "another process of this training has ended; continue with --resume"
         elif not isinstance(
             error, (MemoryError, torch.OutOfMemoryError)
         ) and "t allocate memory" not in str(error):
@@ -57,7 +59,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: the GPU if there is one. On a GPU, float32 matrix products use TF32."""
+    """Return the device of a name; `auto` is the GPU if there is one. On a GPU, float32 matrix
+    products use TF32. Raises SettingError where this machine does not have it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -70,12 +73,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the chip multiplies matrices in bfloat16 by instructions of its own."""
+    """Return whether the device has instructions for matrix products in bfloat16."""
     if device.type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def check_seed(seed: int) -> None:
+    """Raise SettingError where a seed is negative or has more than 32 bits."""
     if not 0 <= seed < 2**32:
         raise SettingError(f"--seed {seed}: expected 0 to {2**32 - 1}")

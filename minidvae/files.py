@@ -77,7 +77,7 @@ def write_json(path: str | Path, content) -> None:
 
 
 def append_line(file: BinaryIO, text: str) -> None:
-    """Append a line to an unbuffered file, in one write, and flush it to disk. Raises OSError naming
+    """Append a line to an unbuffered file in one write, and flush it to disk. Raises OSError naming
     the file."""
     line = f"{text}\n".encode()
     try:

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     """A line of LIST."""
 
     utterance: str  # speaker-chapter-number
-    subset: str  # of LibriSpeech
+    subset: str  # subset of LibriSpeech, such as train-clean-100
     speaker: str
     sex: str  # F or M
     split: str  # train, dev or test

@@ -98,8 +98,8 @@ def convert_speech(
 
 
 def segments_of(features: Tensor, num_frames: int, shift: int) -> Tensor:
-    """Cut features (all frames, bins) into segments (N, num_frames, bins), `shift` frames apart. The
-    last frame is repeated at the end until every frame is in a segment."""
+    """Return features (all frames, bins) as segments (N, num_frames, bins), `shift` frames apart.
+    The last frame is repeated at the end until every frame is in a segment."""
     if len(features) > num_frames:
         missing = -(len(features) - num_frames) % shift
     else:

@@ -1,5 +1,5 @@
-"""Speech enhancement with a DVAE as the prior of clean speech; the noise is learned from the recording
-itself.
+"""Speech enhancement with a DVAE as the prior of clean speech. The noise is learned from the
+recording itself.
 
     x = s + n,   s_tf ~ N_c(0, g_tf·v_tf(z)),   n_tf ~ N_c(0, (HW)_tf)
     so x_tf ~ N_c(0, V_tf) with V = g·v(z) + HW
@@ -62,7 +62,7 @@ class EnhancementSettings:
     rank: int = 8  # K, of the noise
     hold: int = 4  # frames for which the levels of the noise stay: what changes faster is speech
     chains: int = 2  # number of z that are found side by side
-    rate: float = 0.2  # of Adam's steps, or η; latents move in units of their standard deviation
+    rate: float = 0.2  # step size, Adam's or η, in standard deviations of the latents
     noise: float = 0.1  # ldem: standard deviation of the noise of each step, in the same unit
     encoder: float = 0.25  # share of the encoder's estimate in the gains; the rest is the E-step's
 
@@ -89,7 +89,7 @@ class EnhancementSettings:
 
 
 class LearnedNoise(NamedTuple):
-    """What was learned of the noise of a block."""
+    """The noise of a block, as learned from it."""
 
     levels: Tensor  # H, (frames, rank)
     spectra: Tensor  # W, (rank, bins)
@@ -124,8 +124,8 @@ class NoisySpeech:
         def random(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).add(0.1).to(power)
 
-        # The mean of the noise in each bin if it is stationary: of an exponential distribution,
-        # from its quantile.
+        # The power of stationary noise has an exponential distribution in each bin. Its mean
+        # follows from a quantile.
         quantile = power[self.is_audible].quantile(QUIET_SHARE, dim=0)
         floor = quantile / -math.log1p(-QUIET_SHARE)
         if spectra is None:
@@ -342,7 +342,7 @@ class EncoderFineTuning:
         log_variance, p_z = self.model.score(x_past, output.z, output.w)
         cost = gaussian_kl(*output.q_z, *(p_z or ())).sum(-1)
         if output.q_w is not None:
-            # From the draw, and but for a constant: the prior of w is that of `draw_w`.
+            # A one-sample estimate of KL(q(w) ‖ p(w)), up to a constant; p(w) is that of `draw_w`.
             cost = cost - log_prior(self.model.whiten_w(output.w), None)
             cost = cost - output.q_w.log_variance.sum(-1) / 2
         return bounded(log_variance).exp(), cost
@@ -422,7 +422,7 @@ def find_gains(
     estimate = noisy.first_estimate()
     gains_of_encoder = encoder_gains(model, noisy, generator)
     e_step = make_e_step(model, estimate, settings, generator)
-    kept = []
+    gains_to_average = []
     objective = []
     for iteration in range(settings.iterations):
         speech, loss = improve(e_step, noisy, estimate)
@@ -430,13 +430,14 @@ def find_gains(
         estimate = gains.square() * power
         objective.append(loss)
         if iteration < 0.75 * settings.iterations or settings.method == "peem":
-            kept.clear()
-        kept.append(gains)
+            gains_to_average.clear()
+        gains_to_average.append(gains)
         if on_iteration is not None:
             on_iteration()
         if settings.method in ("vem", "peem") and has_converged(objective):
             break
-    gains = torch.lerp(torch.stack(kept).mean(0), gains_of_encoder, settings.encoder)
+    mean_gains = torch.stack(gains_to_average).mean(0)
+    gains = torch.lerp(mean_gains, gains_of_encoder, settings.encoder)
     return gains, noisy, objective
 
 
@@ -502,7 +503,7 @@ def blocks(samples: int) -> Iterator[tuple[int, int, Tensor]]:
 
 class EnhancedRecording(NamedTuple):
     waveform: np.ndarray  # (samples, channels)
-    rate: int  # of the waveform, Hz
+    rate: int  # sampling rate of the waveform, Hz
     noise_of_channels: list[list[LearnedNoise]]  # for each channel, of each block
 
 

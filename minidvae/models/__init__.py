@@ -52,10 +52,10 @@ def build_model(name: str, **settings) -> nn.Module:
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     model_type, config_type = MODELS[name]
-    known = [field.name for field in dataclasses.fields(config_type)]
-    unknown = sorted(set(settings) - set(known))
+    setting_names = [field.name for field in dataclasses.fields(config_type)]
+    unknown = sorted(set(settings) - set(setting_names))
     if unknown:
         raise ValueError(
-            f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(known)}"
+            f"{name} has no setting {unknown[0]!r}: its settings are {', '.join(setting_names)}"
         )
     return model_type(config_type(**settings))

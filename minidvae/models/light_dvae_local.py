@@ -36,10 +36,10 @@ INITIAL_SCORE = 8.0  # score of the frame on which a head starts; the mean score
 
 @dataclass
 class LigHTLocalConfig(LigHTConfig):
-    context: int = 50  # frames in sight: a frame and those before it; the encoder also sees as many
-    # behind it. 0: all frames, by the paper's positional encoding
+    context: int = 50  # frames that attention sees: the present one and those before it, in the
+    # encoder also as many after it. 0: all frames, with the paper's positional encoding
     phases: int = 4  # number of different maps to and from z
-    w_prior: str = "aggregate"  # what samples draw w from; or standard, N(0, I)
+    w_prior: str = "aggregate"  # prior of w in `sample`: aggregate, or standard (N(0, I))
 
 
 def rotary_cos_sin(frame_indices: Tensor, head_width: int, context: int) -> Tensor:
@@ -152,7 +152,7 @@ class LocalAttention(Attention):
         is_present = F.pad(is_present, (piece, padding + ahead))
         is_present = is_present.unfold(2, window, piece)[:, :, :, None]
         offsets = torch.arange(-piece, piece + ahead, device=queries.device)
-        frames_back = offsets[piece : 2 * piece, None] - offsets  # from query (row) to key (column)
+        frames_back = offsets[piece : 2 * piece, None] - offsets  # (query, key)
         is_visible = (frames_back < piece) & (frames_back > -max(ahead, 1)) & is_present
         queries = F.pad(queries, (0, 0, 0, padding)).unflatten(2, (-1, piece))
         attended = F.scaled_dot_product_attention(
@@ -224,7 +224,7 @@ class LocalDecoder(nn.Module):
         kv_caches: list | None = None,
         z_lag: int = 0,
     ) -> Tensor:
-        """As `Decoder.forward`, by frame indices (frames,); z_lag: by how many frames z is late."""
+        """Compute `Decoder.forward` at frame indices (frames,). z_lag: delay of z, frames."""
         scale = math.sqrt(self.config.width)
         encoding = positional_encoding(frame_indices, self.config)
         latents = torch.cat([z, per_frame(w, z)], dim=-1)
@@ -296,7 +296,8 @@ class LigHTDVAELocal(LigHTDVAE):
     def loss(
         self, batch: Tensor, noise: Noise | None = None, scheduled_sampling_prob: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As in `DVAE.loss`; in training the aggregate prior of w follows q(w) of the batch."""
+        """Return what `DVAE.loss` does. In training the aggregate prior of w follows q(w) of the
+        batch."""
         output = self(batch, noise, scheduled_sampling_prob)
         if self.training and self.config.w_prior == "aggregate":
             self.update_w_moments(output.q_w)

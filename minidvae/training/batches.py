@@ -38,7 +38,7 @@ class Batches:
     recipe_fields: ClassVar[tuple[str, ...]]  # fields of Recipe that only some types of batches use
     needs_labels = False
     can_be_distributed = True  # whether several processes can train together
-    skipped_because = "shorter than one training sequence"  # what skipped utterances are
+    skipped_because = "shorter than one training sequence"  # why utterances are skipped
     extractor = ""  # digest of the trained model whose latents take the place of features
 
     def __init__(
@@ -103,9 +103,9 @@ class Batches:
         return {"bins": bins_of(recipe)}
 
     @classmethod
-    def check(cls, name: str, recipe: Recipe, config: dict, given: dict[str, str]) -> None:
-        """Raise SettingError where the recipe does not go with the config of model `name`. given:
-        the settings that the user gave."""
+    def check(cls, name: str, recipe: Recipe, config: dict, overrides: dict[str, str]) -> None:
+        """Raise SettingError where the recipe does not go with the config of model `name`.
+        overrides: the settings of the user."""
         if recipe.features == "power":
             raise SettingError(f"features=power: {name} takes {' or '.join(FEATURES[1:])}")
 
@@ -185,7 +185,7 @@ class Spectra(Batches):
         return {"scheduled_sampling_prob": self.recipe.scheduled_sampling_at(step)}
 
     @classmethod
-    def check(cls, name: str, recipe: Recipe, config: dict, given: dict[str, str]) -> None:
+    def check(cls, name: str, recipe: Recipe, config: dict, overrides: dict[str, str]) -> None:
         """Every recipe goes with every DVAE."""
 
     @classmethod

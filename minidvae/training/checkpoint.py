@@ -15,13 +15,14 @@ from ..models.base import DVAE
 from ..models.published import load_dvae_speech
 from .config import SettingError, check_config
 
-RUNS = Path("runs")  # where train.py puts run folders by default
+RUNS = Path("runs")  # default folder of train.py for run folders
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # NAME.pt, and its card NAME.md
 
 
 @dataclass
 class Plan:
-    """What a run is: with the same plan it continues as if it had not been interrupted."""
+    """Everything that a training depends on. A resumed run keeps it, so that it continues as if it
+    had not been interrupted."""
 
     model: str
     recipe_name: str
@@ -30,7 +31,7 @@ class Plan:
     precision: str
     init: str = ""  # folder of the run that it started from
     recipe: dict = field(default_factory=dict)  # complete: with steps and report
-    fingerprint: str = ""  # of the corpus
+    fingerprint: str = ""  # fingerprint of the corpus
     labels: str = ""  # fingerprint of the labels, where the model learns from them
     extractor: str = ""  # digest of the model whose latents it learns from
 
@@ -41,7 +42,7 @@ class Progress:
     best: float = math.inf  # development loss
     waited: int = 0  # reports since that was reached
     seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)  # of each term since the last report
+    sums: dict[str, float] = field(default_factory=dict)  # sums of the terms since the last report
     count: int = 0  # steps since the last report
 
 
@@ -84,7 +85,7 @@ def restore(path: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Mo
         content = upgrade(content)
         stft = STFT(**content["stft"])
         check_config(content["config"])
-        with torch.device("meta"):  # Without memory: a wrong size is found before it is allocated.
+        with torch.device("meta"):  # Sizes are checked before memory is allocated.
             model = build_model(content["model"], **content["config"])
         model.load_state_dict(content["parameters"], strict=True, assign=True)
         model.float()  # Models that ship are stored in half precision.
@@ -109,7 +110,7 @@ def upgrade(content: dict) -> dict:
     """Return the content of a checkpoint with the names that this version has for models and
     settings."""
     config = dict(content["config"])
-    config.pop("position_offset", None)  # of 0.2, which moved positions in training
+    config.pop("position_offset", None)  # Version 0.2 shifted positions in training.
     content = content | {"config": config}
     if content["model"] in ("light_dvae", "hit_dvae") and "context" in config:
         is_papers = all(config.get(name, value) == value for name, value in LOCAL_SETTINGS.items())

@@ -6,6 +6,7 @@ a field of `Recipe` or a setting of the model (the dataclass at the top of its f
 
 import dataclasses
 import difflib
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -36,15 +37,15 @@ def known(kind: str, name: str, names) -> str:
 
 def overrides(pairs: list[str]) -> dict[str, str]:
     """Return ["key=value", …] as a dict."""
-    given = {}
+    settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise SettingError(f"--set {pair[:40]}: expected key=value")
-        if key in given:
+        if key in settings:
             raise SettingError(f"--set {pair}: {key} is given twice")
-        given[key] = value
-    return given
+        settings[key] = value
+    return settings
 
 
 def check_numbers(settings: dict, names, minimum: float, expected: str) -> None:
@@ -104,7 +105,7 @@ def parse(key: str, text: str, expected_type: type):
             return {"true": True, "false": False}[text.lower()]
         if expected_type in (int, float, str):
             return expected_type(text)
-        item_type = expected_type.__args__[0]  # of tuple[item_type, ...]
+        item_type = expected_type.__args__[0]  # The type is tuple[item_type, ...].
         return tuple(item_type(part) for part in text.split(",")) if text else ()
     except (ValueError, KeyError):
         expected = descriptions.get(expected_type, "numbers like 64,32")
@@ -113,17 +114,17 @@ def parse(key: str, text: str, expected_type: type):
 
 @dataclass(frozen=True)
 class Recipe:
-    # What the model sees.
-    features: str = "power"  # spectra, of DVAEs; for other models fbank (80 bins) or log_magnitude
+    # Input of the model.
+    features: str = "power"  # power spectra (DVAEs); other models: fbank (80 bins) or log_magnitude
     # (200 bins), windows of 25 ms every 10 ms
-    extractor: str = ""  # recognisers: run folder of an FHVAE or β-VAE, whose latent replaces them
-    latent: str = "z1"  # and which latent: z1 or z2 of an FHVAE, z of a β-VAE
+    extractor: str = ""  # recognisers: run folder of an FHVAE or β-VAE; its latent is the input
+    latent: str = "z1"  # the latent of the extractor: z1 or z2 of an FHVAE, z of a β-VAE
     targets: str = "frames"  # recognisers: frames (aligned phone labels), or phones or characters
     # (transcripts)
     delay: int = 5  # recognisers with targets=frames: frames by which outputs come late
     domain: str = ""  # learn only from female, male, clean, noisy, channel or both utterances
-    window: int = 1024  # of the STFT of power spectra, samples at 16 kHz
-    hop: int = 256
+    window: int = 1024  # window length of the STFT of power spectra, samples at 16 kHz
+    hop: int = 256  # hop length, samples
     frames: int = 150  # T, length of a training sequence, a segment, or a piece of an utterance
     shift: int = 20  # frames from one segment to the next
     trim: bool = True  # leave out leading and trailing silence
@@ -173,7 +174,7 @@ class Recipe:
         known("schedule", self.schedule, ("constant", "cosine"))
         known("features", self.features, FEATURES)
         known("targets", self.targets, TARGETS)
-        known("latent", self.latent, [name for names in LATENTS.values() for name in names])
+        known("latent", self.latent, tuple(itertools.chain(*LATENTS.values())))
         for name in self.domain.split(",") if self.domain else ():
             known("domain", name, DOMAINS)
         check_pair("betas", self.betas, "two numbers in [0, 1)", lambda value: 0 <= value < 1)
@@ -372,8 +373,8 @@ BENCHMARK2021 = Recipe(
 )
 
 # Hsu, Zhang & Glass, NIPS 2017, section 4 and appendix C; 32 dimensions and α = 10 are their best.
-# How far apart segments are is not given there: side by side. Of the training of the recogniser
-# (appendix G), learning rate and length are not given.
+# The paper does not say how far apart segments are; here they do not overlap. Nor does it give the
+# learning rate and the length of the training of the recogniser (appendix G).
 FHVAE2017 = Recipe(
     features="fbank",
     frames=20,

@@ -50,7 +50,7 @@ class TrainingRun:
     device: torch.device
     progress: Progress = field(default_factory=Progress)
     reports: list[dict] = field(default_factory=list)  # the lines of log.jsonl
-    optimiser_state: dict | None = None  # from the checkpoint of a run that is resumed
+    optimiser_state: dict | None = None  # of the checkpoint, if resumed
     has_chosen_frames: bool = False  # the sequence length was chosen: do not refuse a corpus for it
     log_file: BinaryIO | None = None  # log.jsonl, open while this process trains
     lock: FileLock | None = None
@@ -214,12 +214,12 @@ def refuse_existing_run(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What a new run is asked to be."""
+    """The settings of a new run, as the user gave them."""
 
     model: str | None  # a key of MODELS; None: that of `init`
     recipe: str | None  # a key of RECIPES; None: the paper's on a GPU, `quick` on a CPU
     data: str = "built-in"
-    settings: dict[str, str] = field(default_factory=dict)  # of the recipe or the model, as text
+    settings: dict[str, str] = field(default_factory=dict)  # setting of recipe or model → text
     steps: int | None = None  # None: the recipe's
     init: Path | None = None  # start from this run, published model or model that ships
     seed: int = 0
@@ -353,20 +353,23 @@ def resolve(model: str, recipe: str, overrides: dict[str, str]) -> tuple[Recipe,
         if setting.name not in derived:
             config_types[setting.name] = setting.type
     types = recipe_types | config_types
-    given = {}
+    values = {}
     for key, text in overrides.items():
-        given[key] = parse(key, text, types[known("setting", key, types)])
-    if "steps" in given and "epochs" in given:
-        raise SettingError("--set steps and epochs: one of them says how long to train")
-    if "epochs" in given:
-        given["steps"] = 0
-    given = settings.models[model] | given
+        values[key] = parse(key, text, types[known("setting", key, types)])
+    if "steps" in values and "epochs" in values:
+        raise SettingError("--set steps and epochs: expected one of them, both set the length")
+    if "epochs" in values:
+        values["steps"] = 0
+    values = settings.models[model] | values
     # "latent" of a DVAE is a number and a setting of the model; that of a recipe is a name.
-    recipe_values = {
-        k: v for k, v in given.items() if k in vars(settings) and k not in config_types
-    }
+    config_values = {}
+    recipe_values = {}
+    for key, value in values.items():
+        if key in config_types:
+            config_values[key] = value
+        elif key in vars(settings):
+            recipe_values[key] = value
     settings = replace(settings, **recipe_values)
-    config_values = {k: v for k, v in given.items() if k in config_types}
     config = asdict(config_type(**config_values))
     kind.check(model, settings, config, overrides)
     for name, value in kind.derived_settings(settings).items():

@@ -51,7 +51,8 @@ class FeatureSegments(Batches):
         steps_per_epoch = len(self.index) // recipe.batch
         super().__init__(corpus, recipe, seed, device, steps_per_epoch, self.index.skipped)
         num_sequences = len(self.index.counts)
-        self.rows = min(recipe.sequences or num_sequences, num_sequences)  # of the table
+        # Rows of the table of s-vectors.
+        self.rows = min(recipe.sequences or num_sequences, num_sequences)
         self.is_hierarchical = self.rows < num_sequences
         self.drawn_sequences = lru_cache(1)(self.draw_sequences)
 
@@ -138,22 +139,24 @@ class FeatureSegments(Batches):
                 self.fill_table(model, step=0)
 
     def parameter_groups(self, model: nn.Module) -> list[dict]:
-        """FHVAE's table of s-vectors, of which a step meets few rows, has its own learning rate,
-        no Muon, which moves all rows, and no weight decay: its prior is in the bound, and a second
-        one would move its rows away from the closed form."""
+        """Return the parameter groups of the optimiser. FHVAE's table of s-vectors has its own
+        learning rate, and no Muon, which would move all rows though a step has few of them. It has
+        no weight decay: the prior of its rows is in the bound, and a second one would move them
+        away from the closed form."""
         if not isinstance(model, FHVAE):
             return super().parameter_groups(model)
-        others = [p for name, p in model.named_parameters() if name != "table"]
+        networks = [p for name, p in model.named_parameters() if name != "table"]
         table = {
             "params": [model.table],
             "rate": self.recipe.table_rate,
             "weight_decay": 0.0,
             "muon": False,
         }
-        return [{"params": others}, table]
+        return [{"params": networks}, table]
 
     def before_step(self, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-        """Where the table's rows stand for other sequences from now on, compute their s-vectors."""
+        """Compute the s-vectors of the table where its rows belong to new sequences from this step
+        on."""
         if isinstance(model, FHVAE) and self.has_new_rows_at(step):
             self.fill_table(model, step)
             optimiser.state.pop(model.table, None)  # The moments were those of other sequences.
@@ -167,8 +170,8 @@ class FeatureSegments(Batches):
         return super().derived_settings(recipe) | {"frames": recipe.frames}
 
     @classmethod
-    def check(cls, name: str, recipe: Recipe, config: dict, given: dict[str, str]) -> None:
-        super().check(name, recipe, config, given)
+    def check(cls, name: str, recipe: Recipe, config: dict, overrides: dict[str, str]) -> None:
+        super().check(name, recipe, config, overrides)
         if recipe.shift > recipe.frames:
             raise SettingError(
                 f"shift={recipe.shift}: expected at most frames={recipe.frames}, "

@@ -50,13 +50,13 @@ class Utterances(Batches):
     skipped_because = "without the labels that are learned"
 
     def __init__(self, corpus: Corpus, recipe: Recipe, seed: int, device: torch.device):
-        inside = members(corpus, recipe.domain)
+        indices = members(corpus, recipe.domain)
         self.used = []
-        for i in inside:
+        for i in indices:
             if transcript(corpus.utterances[i], recipe.targets):
                 self.used.append(i)
         if not self.used:
-            raise CorpusError(missing_labels(corpus, inside, recipe.targets))
+            raise CorpusError(missing_labels(corpus, indices, recipe.targets))
         self.features = utterance_features(corpus, recipe, device)
         self.extractor = self.features.extractor
         self.is_framewise = recipe.targets == "frames"
@@ -66,7 +66,7 @@ class Utterances(Batches):
         self.lane_steps = -(-(self.lengths + recipe.delay) // recipe.frames)
         examples = int(self.lane_steps.sum()) if self.is_framewise else len(self.used)
         steps_per_epoch = -(-examples // recipe.batch)
-        skipped = len(inside) - len(self.used)
+        skipped = len(indices) - len(self.used)
         super().__init__(corpus, recipe, seed, device, steps_per_epoch, skipped)
         self.cached_lane_order = lru_cache(recipe.batch)(self.lane_order)
         self.cached_groups = lru_cache(1)(self.groups_of_pass)
@@ -197,21 +197,22 @@ class Utterances(Batches):
     @classmethod
     def derived_settings(cls, recipe: Recipe) -> dict:
         criterion = "frames" if recipe.targets == "frames" else "ctc"
-        own = {"delay": recipe.delay, "criterion": criterion}
-        return super().derived_settings(recipe) | own
+        settings = {"delay": recipe.delay, "criterion": criterion}
+        return super().derived_settings(recipe) | settings
 
     @classmethod
-    def check(cls, name: str, recipe: Recipe, config: dict, given: dict[str, str]) -> None:
-        super().check(name, recipe, config, given)
+    def check(cls, name: str, recipe: Recipe, config: dict, overrides: dict[str, str]) -> None:
+        super().check(name, recipe, config, overrides)
         if recipe.targets == "frames" and "criterion" not in config:
             raise SettingError(
                 f"targets=frames: {name} learns from transcripts; expected phones or characters"
             )
         if recipe.targets != "frames":
             for setting in ("delay", "frames"):
-                if setting in given:
+                if setting in overrides:
                     raise SettingError(
-                        f"{setting}={given[setting]}: is for targets=frames, not {recipe.targets}"
+                        f"{setting}={overrides[setting]}: is for targets=frames, "
+                        f"not {recipe.targets}"
                     )
 
     @classmethod
@@ -222,15 +223,15 @@ class Utterances(Batches):
     def recipe_for(
         cls, recipe: Recipe, model: Recogniser, stft: audio.STFT, former: dict
     ) -> Recipe:
-        kept = ("features", "extractor", "latent", "targets", "delay")
-        return replace(recipe, **{name: former[name] for name in kept})
+        inherited = ("features", "extractor", "latent", "targets", "delay")
+        return replace(recipe, **{name: former[name] for name in inherited})
 
 
-def missing_labels(corpus: Corpus, inside: list[int], targets: str) -> str:
+def missing_labels(corpus: Corpus, indices: list[int], targets: str) -> str:
     """Return the message of an error: none of these utterances has labels for these targets."""
     possible = []
     for other in TARGETS:
-        if any(transcript(corpus.utterances[i], other) for i in inside):
+        if any(transcript(corpus.utterances[i], other) for i in indices):
             possible.append(other)
     needed = "text" if targets == "characters" else "phone labels"
     remedy = "expected phone labels or text"
@@ -251,10 +252,13 @@ def in_domain(utterance: Utterance, domain: str) -> bool:
 
 
 def members(corpus: Corpus, domain: str) -> list[int]:
-    """Return which utterances are in a domain. Raises CorpusError where none is."""
-    inside = [i for i, utterance in enumerate(corpus.utterances) if in_domain(utterance, domain)]
-    if inside:
-        return inside
+    """Return the indices of the utterances in a domain. Raises CorpusError where there are none."""
+    indices = []
+    for index, utterance in enumerate(corpus.utterances):
+        if in_domain(utterance, domain):
+            indices.append(index)
+    if indices:
+        return indices
     present = []
     for name in DOMAIN_FIELDS:
         if any(in_domain(utterance, name) for utterance in corpus.utterances):
@@ -266,17 +270,18 @@ def members(corpus: Corpus, domain: str) -> list[int]:
 
 
 def transcript(utterance: Utterance, targets: str) -> list[str]:
-    """Return what is said, in phones (targets "frames" or "phones") or in lower-case characters;
-    empty where unknown."""
+    """Return the transcript as phones (targets "frames" or "phones") or as lower-case characters.
+    It is empty where it is unknown."""
     if targets == "characters":
         return list(utterance.text.lower())
     return [label for _, _, label in utterance.phones]
 
 
 def frame_labels(utterance: Utterance) -> list[str]:
-    """The phone at the centre of each frame of `audio.FEATURE_STFT`: the one that began last, so that frames after the
-    last label belong to the last phone, and frames before the first to the first."""
+    """Return the phone at the centre of each frame of `audio.FEATURE_STFT`: the last one that has
+    begun. Frames after the last label belong to the last phone, frames before the first to the
+    first."""
     starts = [start for start, *_ in utterance.phones]
     centres = np.arange(audio.FEATURE_STFT.frames(utterance.length)) * audio.FEATURE_STFT.hop
-    begun = np.searchsorted(starts, centres, side="right")
-    return [utterance.phones[k][2] for k in (begun - 1).clip(0)]
+    num_begun = np.searchsorted(starts, centres, side="right")
+    return [utterance.phones[index][2] for index in (num_begun - 1).clip(0)]

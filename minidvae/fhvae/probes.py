@@ -1,7 +1,8 @@
-"""What the latents of an FHVAE know: linear probes, and what a change of z2 changes in the decoded speech.
+"""What the latents of an FHVAE hold: linear probes, and what a change of z2 changes in the decoded
+speech.
 
-Probes are trained on the training split; only those of the speaker on half of each test speaker's utterances, and
-tested on the other half.
+Probes are trained on the training split and tested on the test split. Those of the speaker are
+trained on half of each test speaker's utterances and tested on the other half.
 """
 
 import math
@@ -20,22 +21,29 @@ from ..data.corpus import Corpus, Utterance, built_in_speakers
 from ..evaluation.runs import Run
 from .encoding import EncodedUtterance, encode
 
-UTTERANCES = 640  # of the training split, at most, spread over it
-FRAMES = 20_000  # of the training split, for the phones of frames
-CONTEXT = (-3, 0, 3)  # the frames that tell the phone of frame 0
+UTTERANCES = 640  # largest number of training utterances, spread over the training split
+FRAMES = 20_000  # number of training frames for the classifier of phones
+CONTEXT = (-3, 0, 3)  # offsets of the frames from which the phone of a frame is classified
 PENALTY = {"latents": 1e-3, "features": 1e-2}  # on the squared weights of standardised inputs
+MIN_PITCH_FRAMES = 10  # frames with a pitch that a median needs
+LBFGS_ITERATIONS = 60
 
 
 def standardiser(x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function of (n, inputs) that gives x zero mean and unit variance."""
-    mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-8)
+    """Return the function of (n, inputs) that gives x zero mean and unit variance."""
+    mean = x.mean(0)
+    deviation = x.std(0, correction=0).clamp_min(1e-8)
     return lambda x: (x - mean) / deviation
 
 
 def regress(x: Tensor, y: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
-    """Ridge regression of y (n,) on x (n, inputs): on the standardised inputs X and y without its mean, the w with the
-    least ‖Xw − y‖²/n + penalty·‖w‖², (XᵀX/n + penalty·I)⁻¹ Xᵀy/n. Returns the function of (n, inputs) or (inputs,)."""
-    standardise, mean = standardiser(x), y.mean().to(x)
+    """Return the ridge regression of y (n,) on x (n, inputs): a function of (…, inputs).
+
+    On the standardised inputs X, and y without its mean, it minimises ‖Xw − y‖²/n + penalty·‖w‖²:
+    w = (XᵀX/n + penalty·I)⁻¹ Xᵀy/n.
+    """
+    standardise = standardiser(x)
+    mean = y.mean().to(x)
     scaled = standardise(x)
     covariance = scaled.T @ scaled / len(x) + penalty * torch.eye(x.shape[1]).to(x)
     weight = torch.linalg.solve(covariance, scaled.T @ (y - y.mean()).to(x) / len(x))
@@ -43,197 +51,274 @@ def regress(x: Tensor, y: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
 
 
 def classify(x: Tensor, labels: np.ndarray, penalty: float) -> Callable[[Tensor], np.ndarray]:
-    """Multinomial logistic regression of labels (n,) on x (n, inputs), by L-BFGS: on the standardised inputs, the
-    weights with the least cross-entropy (mean over n) + ½·penalty·‖W‖². Returns x (n, inputs) → classes (n,)."""
-    classes, numbers = np.unique(labels, return_inverse=True)
-    standardise, targets = standardiser(x), torch.from_numpy(numbers)
+    """Return the multinomial logistic regression of labels (n,) on x (n, inputs), a function of
+    (n, inputs) that returns labels (n,).
+
+    On the standardised inputs it minimises cross-entropy (mean over n) + ½·penalty·‖W‖², by L-BFGS.
+    """
+    classes, class_indices = np.unique(labels, return_inverse=True)
+    standardise = standardiser(x)
+    targets = torch.from_numpy(class_indices)
     scaled = standardise(x)
     weight = torch.zeros(x.shape[1], len(classes), dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(len(classes), dtype=x.dtype, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [weight, bias], max_iter=LBFGS_ITERATIONS, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = (
-            F.cross_entropy(scaled @ weight + bias, targets) + penalty / 2 * weight.square().sum()
-        )
+        cross_entropy = F.cross_entropy(scaled @ weight + bias, targets)
+        value = cross_entropy + penalty / 2 * weight.square().sum()
         value.backward()
         return value
 
     with torch.enable_grad():
         optimiser.step(loss)
-    return lambda x: classes[(standardise(x) @ weight.detach() + bias.detach()).argmax(1).numpy()]
+    weight = weight.detach()
+    bias = bias.detach()
+    return lambda x: classes[(standardise(x) @ weight + bias).argmax(1).numpy()]
 
 
-def accuracy(found: np.ndarray, labels: np.ndarray) -> float:
-    return float((found == labels).mean())
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    return float((predictions == labels).mean())
 
 
-def r_squared(found: Tensor, y: Tensor) -> float:
-    """1 − Σ(y − ŷ)² / Σ(y − ȳ)²: 1 for a perfect regression, 0 for one that knows the mean and no more."""
-    return float(1 - (y - found).square().sum() / (y - y.mean()).square().sum())
+def r_squared(predictions: Tensor, y: Tensor) -> float:
+    """Return 1 − Σ(y − ŷ)² / Σ(y − ȳ)²: 1 for a perfect regression, 0 for predicting the mean."""
+    return float(1 - (y - predictions).square().sum() / (y - y.mean()).square().sum())
 
 
 @dataclass
 class ObservedUtterance:
-    """An utterance as the probes see it; everything on the CPU."""
+    """The latents, features and labels of an utterance. All tensors are on the CPU."""
 
     utterance: Utterance
-    z1: Tensor  # (N, z1_latent) the means of q(z1) of its segments
-    z2: Tensor
+    z1: Tensor  # (N, z1_latent), means of q(z1) of its segments
+    z2: Tensor  # (N, z2_latent), means of q(z2)
     mu1: Tensor  # (z1_latent,)
-    mu2: Tensor
-    phones: np.ndarray  # (N,) the phone in the middle of each segment, "" where there is no label
-    log_f0: float  # ln Hz, the voice's where it is known, else the median over the frames; nan where there is none
-    tract: float  # vocal-tract length in cm; nan where it is not known
-    average: Tensor  # (bins,) mean of the standardised features over the frames with speech
-    frames: Tensor  # (n, CONTEXT · bins) some frames with their context
+    mu2: Tensor  # (z2_latent,)
+    phones: np.ndarray  # (N,), the phone in the middle of each segment; "" where it is unknown
+    log_f0: float  # ln Hz: of the voice where it is known, else the median over the frames, or nan
+    tract: float  # vocal-tract length, cm; nan where it is unknown
+    average: Tensor  # (bins,), mean of the standardised features over the frames with speech
+    frames: Tensor  # (n, len(CONTEXT) * bins), some frames with their context
     frame_phones: np.ndarray  # (n,)
 
 
 def phones_at(utterance: Utterance, samples: np.ndarray) -> np.ndarray:
-    """The phones at some samples (n,) of the untrimmed utterance; "" where there is no label."""
+    """Return the phones at some samples (n,) of the untrimmed utterance; "" where there is no
+    label."""
     if not utterance.phones:
         return np.full(len(samples), "")
-    starts, stops, labels = (np.array(column) for column in zip(*utterance.phones, strict=True))
-    row = np.searchsorted(starts, samples, side="right") - 1
-    return np.where((row >= 0) & (samples < stops[row]), labels[row], "")
+    starts = np.array([start for start, _, _ in utterance.phones])
+    stops = np.array([stop for _, stop, _ in utterance.phones])
+    labels = np.array([label for _, _, label in utterance.phones])
+    rows = np.searchsorted(starts, samples, side="right") - 1
+    is_labelled = (rows >= 0) & (samples < stops[rows])
+    return np.where(is_labelled, labels[rows], "")
 
 
 def frames_of(
     run: Run, speech: EncodedUtterance, features: Tensor
 ) -> tuple[Tensor, np.ndarray, Tensor]:
-    """Of an utterance's own or of decoded features (frames, bins): standardised (frames, bins), the phone in the middle
-    of each frame (frames,), and which frames have speech (frames,). Tensors on the CPU."""
-    first = speech.utterance.trim[0] if run.recipe.trim else 0
-    phones = phones_at(speech.utterance, first + run.stft.hop * np.arange(len(features)))
-    return (
-        run.model.standardise(features).cpu(),
-        phones,
-        audio.voiced_frames(torch.from_numpy(speech.waveform)),
-    )
+    """Describe the frames of an utterance, of its features or of decoded ones (frames, bins).
+
+    Returns:
+        the standardised features (frames, bins) on the CPU, the phone in the middle of each frame
+        (frames,), and which frames have speech (frames,).
+    """
+    first_sample = speech.utterance.trim[0] if run.recipe.trim else 0
+    phones = phones_at(speech.utterance, first_sample + run.stft.hop * np.arange(len(features)))
+    standardised = run.model.standardise(features).cpu()
+    has_speech = audio.voiced_frames(torch.from_numpy(speech.waveform))
+    return standardised, phones, has_speech
 
 
 def with_context(features: Tensor) -> Tensor:
-    """(frames, bins) → (frames, CONTEXT · bins), the first and the last frame repeated beyond the ends"""
-    numbers = torch.arange(len(features))
-    return torch.cat([features[(numbers + k).clamp(0, len(features) - 1)] for k in CONTEXT], dim=1)
+    """Join the frames of CONTEXT: (frames, bins) → (frames, len(CONTEXT) * bins). The first and the
+    last frame are repeated beyond the ends."""
+    frame_indices = torch.arange(len(features))
+    shifted = []
+    for offset in CONTEXT:
+        shifted.append(features[(frame_indices + offset).clamp(0, len(features) - 1)])
+    return torch.cat(shifted, dim=1)
 
 
-def median_log_f0(log_magnitude: Tensor, voiced: Tensor) -> float:
-    """ln Hz: the median of the pitch over the frames with speech (frames,) of (frames, bins); nan under 10 frames."""
-    hertz = audio.pitch(audio.log_magnitude_to_power(log_magnitude), audio.FEATURE_STFT)[voiced]
+def median_log_f0(log_magnitude: Tensor, has_speech: Tensor) -> float:
+    """Return the median pitch, ln Hz, over the frames with speech (frames,) of (frames, bins); nan
+    where fewer than MIN_PITCH_FRAMES have a pitch."""
+    power = audio.log_magnitude_to_power(log_magnitude)
+    hertz = audio.pitch(power, audio.FEATURE_STFT)[has_speech]
     hertz = hertz[~hertz.isnan()]
-    return float(hertz.median().log()) if len(hertz) >= 10 else math.nan
+    if len(hertz) < MIN_PITCH_FRAMES:
+        return math.nan
+    return float(hertz.median().log())
 
 
-def observe(run: Run, corpus: Corpus, what: str, keep: int = 0) -> list[ObservedUtterance]:
-    """The utterances of a corpus through the model; `keep` of their frames, at most, all in all."""
-    recipe, encoded = run.recipe, []
-    voices = built_in_speakers() if corpus.without_conditions().layout == "built-in" else {}
-    stride = (
-        max(1, round(corpus.seconds * audio.SAMPLE_RATE / run.stft.hop / keep)) if keep else None
+def observe(run: Run, corpus: Corpus, description: str, keep: int = 0) -> list[ObservedUtterance]:
+    """Encode the utterances of a corpus. keep: at most so many of all frames are kept. description:
+    for the progress bar."""
+    voices = {}
+    if corpus.without_conditions().layout == "built-in":
+        voices = built_in_speakers()
+    stride = None
+    if keep:
+        num_frames = corpus.seconds * audio.SAMPLE_RATE / run.stft.hop
+        stride = max(1, round(num_frames / keep))
+    observed = []
+    utterances = tqdm(corpus.utterances, description, unit=" utterances", leave=False, disable=None)
+    for index, _ in enumerate(utterances):
+        observed.append(observe_utterance(run, encode(run, corpus, index), voices, stride))
+    return observed
+
+
+def observe_utterance(
+    run: Run, speech: EncodedUtterance, voices: dict, stride: int | None
+) -> ObservedUtterance:
+    """Return the latents, features and labels of an utterance.
+
+    voices: speaker → true F0 and vocal-tract length, where they are known. stride: keep every so
+    many labelled frames; None: keep none.
+    """
+    recipe = run.recipe
+    utterance = speech.utterance
+    standardised, phones, has_speech = frames_of(run, speech, speech.features)
+    if utterance.speaker in voices:
+        voice = voices[utterance.speaker]
+        log_f0 = math.log(voice.f0)
+        tract = voice.vocal_tract_length
+    else:
+        log_magnitude = audio.log_magnitude(torch.from_numpy(speech.waveform))
+        log_f0 = median_log_f0(log_magnitude, has_speech)
+        tract = math.nan
+    kept_frames = np.arange(0)
+    if stride:
+        kept_frames = np.flatnonzero(phones != "")[::stride]
+    middles = np.arange(len(speech.z1)) * recipe.shift + recipe.frames // 2
+    padded_phones = np.append(phones, [""] * recipe.frames)
+    return ObservedUtterance(
+        utterance,
+        z1=speech.z1.cpu(),
+        z2=speech.z2.cpu(),
+        mu1=speech.mu1.cpu(),
+        mu2=speech.mu2.cpu(),
+        phones=padded_phones[middles],
+        log_f0=log_f0,
+        tract=tract,
+        average=standardised[has_speech].mean(0),
+        frames=with_context(standardised)[kept_frames],
+        frame_phones=phones[kept_frames],
     )
-    for index, u in enumerate(
-        tqdm(corpus.utterances, what, unit=" utterances", leave=False, disable=None)
-    ):
-        speech = encode(run, corpus, index)
-        scaled, phones, voiced = frames_of(run, speech, speech.features)
-        middles = np.arange(len(speech.z1)) * recipe.shift + recipe.frames // 2
-        if u.speaker in voices:
-            log_f0, tract = math.log(voices[u.speaker].f0), voices[u.speaker].vocal_tract_length
-        else:
-            log_magnitude = audio.log_magnitude(torch.from_numpy(speech.waveform))
-            log_f0, tract = median_log_f0(log_magnitude, voiced), math.nan
-        kept = np.flatnonzero(phones != "")[::stride] if keep else np.arange(0)
-        latents = (x.cpu() for x in (speech.z1, speech.z2, speech.mu1, speech.mu2))
-        middle_phones = np.append(phones, [""] * recipe.frames)[middles]
-        frames = scaled[voiced].mean(0), with_context(scaled)[kept], phones[kept]
-        encoded.append(ObservedUtterance(u, *latents, middle_phones, log_f0, tract, *frames))
-    return encoded
 
 
-Labelled = list[tuple[str | float, Tensor, Tensor]]  # label, z1 or μ1, z2 or μ2
+# Rows of a probe: the label, a class or a number; z1 or μ1; z2 or μ2.
+Labelled = list[tuple[str | float, Tensor, Tensor]]
 
 
 def per_segment(
-    encoded: Iterable[ObservedUtterance], label: Callable[[ObservedUtterance], Sequence[str]]
+    observed: Iterable[ObservedUtterance], labels_of: Callable[[ObservedUtterance], Sequence[str]]
 ) -> Labelled:
-    return [row for e in encoded for row in zip(label(e), e.z1, e.z2, strict=True) if row[0] != ""]
+    """Return a row for each segment that has a label."""
+    rows = []
+    for utterance in observed:
+        for row in zip(labels_of(utterance), utterance.z1, utterance.z2, strict=True):
+            if row[0] != "":
+                rows.append(row)
+    return rows
 
 
 def per_utterance(
-    encoded: Iterable[ObservedUtterance], label: Callable[[ObservedUtterance], str | float]
+    observed: Iterable[ObservedUtterance], label_of: Callable[[ObservedUtterance], str | float]
 ) -> Labelled:
-    rows = [(label(e), e.mu1, e.mu2) for e in encoded]
-    return [row for row in rows if row[0] != "" and row[0] == row[0]]  # known: neither "" nor nan
+    """Return a row for each utterance that has a label: neither "" nor nan."""
+    rows = []
+    for utterance in observed:
+        label = label_of(utterance)
+        is_nan = label != label
+        if label != "" and not is_nan:
+            rows.append((label, utterance.mu1, utterance.mu2))
+    return rows
 
 
 def probe(train: Labelled, test: Labelled) -> dict | None:
-    """How well a linear probe of z1 (μ1) and one of z2 (μ2) does: {"measure", "chance", "z1", "z2", "train", "test"},
-    of classes the accuracy, beside that of always naming the most frequent one, of numbers R². None where there is
-    nothing to tell apart."""
-    if min(len({label for label, *_ in rows}) for rows in (train, test)) < 2:
-        return None
-    labels, *inputs = zip(*train, strict=True)
+    """Measure a linear probe of z1 (or μ1) and one of z2 (or μ2).
+
+    Returns:
+        {"measure", "chance", "z1", "z2", "train", "test"}: of classes the accuracy, and as chance
+        that of the most frequent class; of numbers R². The last two are numbers of rows. None where
+        all labels are the same.
+    """
+    for rows in (train, test):
+        if len({label for label, *_ in rows}) < 2:
+            return None
+    train_labels, *train_inputs = zip(*train, strict=True)
     test_labels, *test_inputs = zip(*test, strict=True)
     result = {"train": len(train), "test": len(test)}
-    if isinstance(labels[0], str):
-        labels, test_labels = np.array(labels), np.array(test_labels)
-        result |= {
-            "measure": "accuracy",
-            "chance": max(Counter(test_labels).values()) / len(test_labels),
-        }
-        fit, score = classify, accuracy
+    if isinstance(train_labels[0], str):
+        train_labels = np.array(train_labels)
+        test_labels = np.array(test_labels)
+        most_frequent = max(Counter(test_labels).values())
+        result |= {"measure": "accuracy", "chance": most_frequent / len(test_labels)}
+        fit = classify
+        score = accuracy
     else:
-        labels, test_labels = torch.tensor(labels), torch.tensor(test_labels)
+        train_labels = torch.tensor(train_labels)
+        test_labels = torch.tensor(test_labels)
         result |= {"measure": "r_squared", "chance": 0.0}
-        fit, score = regress, r_squared
-    for name, x, other in zip(("z1", "z2"), inputs, test_inputs, strict=True):
-        result[name] = score(
-            fit(torch.stack(x), labels, PENALTY["latents"])(torch.stack(other)), test_labels
-        )
+        fit = regress
+        score = r_squared
+    for name, x, test_x in zip(("z1", "z2"), train_inputs, test_inputs, strict=True):
+        predict = fit(torch.stack(x), train_labels, PENALTY["latents"])
+        result[name] = score(predict(torch.stack(test_x)), test_labels)
     return result
 
 
 def halves(
-    encoded: list[ObservedUtterance],
+    observed: list[ObservedUtterance],
 ) -> tuple[list[ObservedUtterance], list[ObservedUtterance]]:
-    """Every other utterance of each speaker, and the rest; speakers with one utterance are left out."""
-    counts, seen, sides = Counter(e.utterance.speaker for e in encoded), Counter(), ([], [])
-    for e in encoded:
-        if counts[e.utterance.speaker] > 1:
-            sides[seen[e.utterance.speaker] % 2].append(e)
-            seen[e.utterance.speaker] += 1
-    return sides
+    """Return every other utterance of each speaker, and the rest. Speakers with one utterance are
+    left out."""
+    counts = Counter(o.utterance.speaker for o in observed)
+    num_seen = Counter()
+    parts = ([], [])
+    for utterance in observed:
+        speaker = utterance.utterance.speaker
+        if counts[speaker] > 1:
+            parts[num_seen[speaker] % 2].append(utterance)
+            num_seen[speaker] += 1
+    return parts
 
 
 def crossed(first: Labelled, second: Labelled) -> dict | None:
-    """A probe trained on half of each speaker's utterances and tested on the other half, mean of both ways."""
-    found = [probe(first, second), probe(second, first)]
-    if None in found:
+    """Return the mean of two probes: trained on `first` and tested on `second`, and the reverse."""
+    forward = probe(first, second)
+    backward = probe(second, first)
+    if forward is None or backward is None:
         return None
-    return found[0] | {
-        name: (found[0][name] + found[1][name]) / 2 for name in ("chance", "z1", "z2")
-    }
+    means = {name: (forward[name] + backward[name]) / 2 for name in ("chance", "z1", "z2")}
+    return forward | means
 
 
 def probes(train: list[ObservedUtterance], test: list[ObservedUtterance]) -> dict[str, dict | None]:
-    """Every probe by its column of the table; None where the corpus cannot tell."""
+    """Return every probe by its column of the table; None where the corpus has no such labels."""
+
+    def probe_utterances(label_of: Callable[[ObservedUtterance], str | float]) -> dict | None:
+        return probe(per_utterance(train, label_of), per_utterance(test, label_of))
+
+    first, second = halves(test)
+    speakers_of = lambda o: [o.utterance.speaker] * len(o.z1)  # noqa: E731
+    speaker_of = lambda o: o.utterance.speaker  # noqa: E731
     return {
-        "phone": probe(*(per_segment(e, lambda e: e.phones) for e in (train, test))),
-        "speaker": crossed(
-            *(per_segment(e, lambda e: [e.utterance.speaker] * len(e.z1)) for e in halves(test))
+        "phone": probe(
+            per_segment(train, lambda o: o.phones), per_segment(test, lambda o: o.phones)
         ),
-        "speaker μ": crossed(
-            *(per_utterance(e, lambda e: e.utterance.speaker) for e in halves(test))
-        ),
-        "sex μ": probe(*(per_utterance(e, lambda e: e.utterance.sex) for e in (train, test))),
-        "condition μ": probe(
-            *(per_utterance(e, lambda e: e.utterance.condition) for e in (train, test))
-        ),
-        "F0 μ": probe(*(per_utterance(e, lambda e: e.log_f0) for e in (train, test))),
-        "tract μ": probe(*(per_utterance(e, lambda e: e.tract) for e in (train, test))),
+        "speaker": crossed(per_segment(first, speakers_of), per_segment(second, speakers_of)),
+        "speaker μ": crossed(per_utterance(first, speaker_of), per_utterance(second, speaker_of)),
+        "sex μ": probe_utterances(lambda o: o.utterance.sex),
+        "condition μ": probe_utterances(lambda o: o.utterance.condition),
+        "F0 μ": probe_utterances(lambda o: o.log_f0),
+        "tract μ": probe_utterances(lambda o: o.tract),
     }
 
 
@@ -241,33 +326,46 @@ Measure = Callable[[Run, EncodedUtterance, Tensor], dict[str, float]]
 
 
 def fit_instruments(train: list[ObservedUtterance]) -> Measure:
-    """What is read off features, made from the training split: the function of an utterance and its own or decoded
-    features (frames, bins) that returns ln F0 ("log_f0"), vocal-tract length in cm ("tract") and the share of frames
-    whose phone is recognised ("phones"); nan where it cannot be told. F0: of log-magnitude features the median pitch,
-    of filter banks a ridge regression on the average frame with speech. Vocal-tract length: such a regression. Phones:
-    a linear classifier of frames with their context."""
+    """Return a function that measures features, fitted to the training split.
 
-    def regression(name: str) -> Callable[[Tensor], Tensor | float]:
-        known = [e for e in train if not math.isnan(getattr(e, name))]
-        values = torch.tensor([getattr(e, name) for e in known])
-        if len(values.unique()) < 2:
-            return lambda average: math.nan
-        return regress(torch.stack([e.average for e in known]), values, PENALTY["features"])
+    It takes a run, an utterance and features (frames, bins), the utterance's or decoded ones, and
+    returns a dict, nan where a value is unknown:
 
-    frames, labels = (
-        torch.cat([e.frames for e in train]),
-        np.concatenate([e.frame_phones for e in train]),
-    )
-    recognise = classify(frames, labels, PENALTY["features"]) if len(set(labels)) > 1 else None
-    f0, tract = regression("log_f0"), regression("tract")
+    - "log_f0", ln Hz: of log-magnitude features the median pitch, of filter banks a ridge
+      regression on the mean frame with speech;
+    - "tract", vocal-tract length in cm: such a regression;
+    - "phones": the share of frames whose phone a linear classifier of frames with their context
+      recognises.
+    """
+    labels = np.concatenate([o.frame_phones for o in train])
+    recognise = None
+    if len(set(labels)) > 1:
+        recognise = classify(torch.cat([o.frames for o in train]), labels, PENALTY["features"])
+    predict_log_f0 = fit_regression(train, "log_f0")
+    predict_tract = fit_regression(train, "tract")
 
     def measure(run: Run, speech: EncodedUtterance, features: Tensor) -> dict[str, float]:
-        scaled, phones, voiced = frames_of(run, speech, features)
-        average, labelled, share = scaled[voiced].mean(0), phones != "", math.nan
-        if recognise and labelled.any():
-            share = accuracy(recognise(with_context(scaled)[labelled]), phones[labelled])
-        pitch_is_visible = run.recipe.features == "log_magnitude"
-        log_f0 = median_log_f0(features.cpu(), voiced) if pitch_is_visible else float(f0(average))
-        return {"phones": share, "log_f0": log_f0, "tract": float(tract(average))}
+        standardised, phones, has_speech = frames_of(run, speech, features)
+        average = standardised[has_speech].mean(0)
+        is_labelled = phones != ""
+        share = math.nan
+        if recognise is not None and is_labelled.any():
+            recognised = recognise(with_context(standardised)[is_labelled])
+            share = accuracy(recognised, phones[is_labelled])
+        if run.recipe.features == "log_magnitude":
+            log_f0 = median_log_f0(features.cpu(), has_speech)
+        else:
+            log_f0 = float(predict_log_f0(average))
+        return {"phones": share, "log_f0": log_f0, "tract": float(predict_tract(average))}
 
     return measure
+
+
+def fit_regression(train: list[ObservedUtterance], name: str) -> Callable[[Tensor], Tensor | float]:
+    """Return the regression of a field of ObservedUtterance on the mean frame (bins,), over the
+    utterances where it is known; a function that returns nan where these have only one value."""
+    labelled = [o for o in train if not math.isnan(getattr(o, name))]
+    values = torch.tensor([getattr(o, name) for o in labelled])
+    if len(values.unique()) < 2:
+        return lambda average: math.nan
+    return regress(torch.stack([o.average for o in labelled]), values, PENALTY["features"])

@@ -1,10 +1,11 @@
 """The built-in corpus: seeded synthetic speech whose ground truth is known.
 
-A source-filter formant synthesiser after Klatt, "Software for a cascade/parallel formant synthesizer", JASA 67 (1980).
-Words are drawn from a small grammar. `_timing` gives them phones with durations; `articulate` makes control tracks, one
-value per millisecond; `render` makes the sound: glottal pulses and aspiration noise through the vocal tract, plus
-shaped frication noise. docs/data.md says more, and names the sources of the tables. The same seed gives the same
-samples, bit for bit, with the same NumPy and SciPy on the same processor.
+A source-filter formant synthesiser after Klatt, "Software for a cascade/parallel formant
+synthesizer", JASA 67 (1980). Words are drawn from a small grammar. `_timing` gives them phones with
+durations; `articulate` makes control tracks, one value per millisecond; `render` makes the sound:
+glottal pulses and aspiration noise through the vocal tract, plus shaped frication noise.
+docs/data.md says more, and names the sources of the tables. The same seed gives the same samples,
+bit for bit, with the same NumPy and SciPy on the same processor.
 """
 
 import itertools
@@ -32,8 +33,8 @@ NOISES = ("white", "car", "babble", "restaurant")
 
 
 class Phone(NamedTuple):
-    """A row of phones.tsv. Durations in ms, frequencies in Hz, levels in dB relative to a vowel. All formants belong to
-    a vocal tract of 17.5 cm and scale with its inverse."""
+    """A row of phones.tsv. Durations in ms, frequencies in Hz, levels in dB relative to a vowel.
+    All formants belong to a vocal tract of 17.5 cm and scale with its inverse."""
 
     manner: str
     duration: float  # inherent duration
@@ -61,7 +62,8 @@ _ROWS = [row.split("\t") for row in (HERE / "phones.tsv").read_text().splitlines
 TABLE = {label: _phone(*cells) for label, *cells in _ROWS}
 SCHWA = (500, 1500, 2500)  # the neutral tube: unstressed "ah"
 
-# Each word with its pronunciation in ARPAbet; the digit is the stress of the syllable (1 primary, 0 none).
+# Each word with its pronunciation in ARPAbet; the digit is the stress of the syllable (1 primary, 0
+# none).
 _CATEGORIES = re.split(r"\n(?=\w)", (HERE / "vocabulary.txt").read_text().strip())
 _WORDS = {
     category: {word: tuple(phones) for word, *phones in map(str.split, entries.split(","))}
@@ -162,7 +164,8 @@ def _make_speaker(seed: int, split: str, number: int) -> Speaker:
 
 
 def make_speakers(seed: int = 0, train: int = 32, dev: int = 8, test: int = 8) -> list[Speaker]:
-    """The speakers of each split, women and men alternating. A speaker depends on seed, split and number only."""
+    """The speakers of each split, women and men alternating. A speaker depends on seed, split and
+    number only."""
     counts = zip(SPLITS, (train, dev, test), strict=True)
     return [
         _make_speaker(seed, split, number) for split, count in counts for number in range(count)
@@ -180,8 +183,9 @@ def make_sentence(split: str, rng: Generator) -> list[str]:
 
 
 def _timing(speaker: Speaker, words: list[str], rng: Generator) -> list[Segment]:
-    """The phones of a sentence. Durations after the rules of Klatt (1979): stress, final lengthening, clusters, voicing
-    of the next consonant, number of syllables; voice onset times after Lisker and Abramson (1964)."""
+    """The phones of a sentence. Durations after the rules of Klatt (1979): stress, final
+    lengthening, clusters, voicing of the next consonant, number of syllables; voice onset times
+    after Lisker and Abramson (1964)."""
     segments = []
 
     def add(label, duration, stress="", release=0.0):
@@ -241,7 +245,8 @@ def _targets(segment: Segment) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _formant_targets(segments: list[Segment], length: int, rng: Generator) -> np.ndarray:
-    """F1 to F3 of the reference vocal tract, (length, 3): loci and vowel targets, smoothly joined."""
+    """F1 to F3 of the reference vocal tract, (length, 3): loci and vowel targets, smoothly
+    joined."""
     times, values = [], []
     for i, segment in enumerate(segments):
         if segment.label in ("sil", "hh"):  # shaped by their neighbours
@@ -251,7 +256,8 @@ def _formant_targets(segments: list[Segment], length: int, rng: Generator) -> np
             begin, end = _targets(segment)
             edges = (min(50, 0.35 * duration), (0.15 if phone.glide else 0.35) * duration)
         else:
-            # Locus equation: F2 and F3 move from the locus towards the nearest vowel on either side.
+            # Locus equation: F2 and F3 move from the locus towards the nearest vowel on either
+            # side.
             before = [_targets(s)[1] for s in segments[:i] if s.stress][-1:]
             after = [_targets(s)[0] for s in segments[i + 1 :] if s.stress][:1]
             locus, slope = np.array(phone.formants, float), phone.slope * np.array([0, 1, 1])
@@ -271,7 +277,8 @@ def _formant_targets(segments: list[Segment], length: int, rng: Generator) -> np
 
 
 def _f0_contour(speaker: Speaker, segments: list[Segment], rng: Generator) -> np.ndarray:
-    """F0 in Hz, one value per ms: ln F0 = phrase and accent components (Fujisaki and Hirose 1984)."""
+    """F0 in Hz, one value per ms: ln F0 = phrase and accent components (Fujisaki and Hirose
+    1984)."""
     t = np.arange(segments[-1].stop) / 1000
 
     def phrase(start, alpha=3.0):
@@ -374,7 +381,8 @@ def _resonator(frequency: np.ndarray, bandwidth: np.ndarray | float) -> np.ndarr
 
 
 def _tract(tracks: Tracks, rows: np.ndarray, n: int) -> np.ndarray:
-    """Frequency response (rows, n / 2 + 1) of the vocal tract at `rows` (ms): a cascade of resonators."""
+    """Frequency response (rows, n / 2 + 1) of the vocal tract at `rows` (ms): a cascade of
+    resonators."""
     sections = _resonator(tracks.formants[rows], tracks.bandwidths[rows])
     poles = np.broadcast_to(_resonator(tracks.nasal_pole, 100.0), (len(rows), 3))
     for a, b, c in sections.transpose(1, 2, 0)[..., None]:  # times (a + b z^-1 + c z^-2)
@@ -387,9 +395,10 @@ def _tract(tracks: Tracks, rows: np.ndarray, n: int) -> np.ndarray:
 
 
 def _glottal_pulse(open_time: np.ndarray, tilt: np.ndarray, n: int) -> np.ndarray:
-    """Spectra (pulses, n / 2 + 1) of the KLGLOTT88 flow derivative (Klatt and Klatt 1990), closure at time 0. In the
-    open phase, x = t / open_time from 0 to 1, the derivative of the flow is 2x - 3x^2: it ends at -1 with the closure.
-    The return phase is a one-pole low-pass: `tilt` dB at 3 kHz. open_time in s."""
+    """Spectra (pulses, n / 2 + 1) of the KLGLOTT88 flow derivative (Klatt and Klatt 1990), closure
+    at time 0. In the open phase, x = t / open_time from 0 to 1, the derivative of the flow is 2x -
+    3x^2: it ends at -1 with the closure. The return phase is a one-pole low-pass: `tilt` dB at 3
+    kHz. open_time in s."""
     omega = 2 * np.pi * np.arange(1, n // 2 + 1) * SAMPLE_RATE / n
     s = 1j * omega * open_time[:, None]
     first = np.exp(s) - 1 - s  # the Fourier integrals of x and x^2 by parts, without dividing twice
@@ -430,7 +439,8 @@ def _voiced(speaker: Speaker, tracks: Tracks, phase: np.ndarray, rng: Generator)
 def _aspirated(
     tracks: Tracks, envelope: np.ndarray, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """White noise of the given envelope through the vocal tract, and the gain of the tract at each frame."""
+    """White noise of the given envelope through the vocal tract, and the gain of the tract at each
+    frame."""
     n, hop = 512, 5 * MILLISECOND
     noise = np.pad(envelope * rng.standard_normal(len(envelope)), hop)
     starts = np.arange(0, len(envelope), hop)
@@ -445,7 +455,8 @@ def _aspirated(
 def _frication(
     speaker: Speaker, tracks: Tracks, modulation: np.ndarray, rng: Generator
 ) -> np.ndarray:
-    """Noise of fricatives, bursts and affricates: a sum of resonances, their levels relative to a vowel."""
+    """Noise of fricatives, bursts and affricates: a sum of resonances, their levels relative to a
+    vowel."""
     out, scale = np.zeros(len(modulation)), REFERENCE_LENGTH / speaker.vocal_tract_length
     for label, _, start, stop, release in tracks.segments:
         if label == "sil" or TABLE[label].frication == -np.inf:
@@ -487,7 +498,8 @@ def render(speaker: Speaker, tracks: Tracks, rng: Generator) -> np.ndarray:
     vowels = np.repeat(
         [s.stress != "" for s in tracks.segments], [s.stop - s.start for s in tracks.segments]
     )
-    # Noise is strongest around the closure; the levels of noise are relative to the voicing of vowels.
+    # Noise is strongest around the closure; the levels of noise are relative to the voicing of
+    # vowels.
     modulation = 1 + 0.5 * np.cos(2 * np.pi * phase)
     breath = voicing * _amplitude(speaker.breathiness) * modulation
     voiced = _voiced(speaker, tracks, phase, rng)
@@ -537,10 +549,11 @@ def at_ratio(noise: np.ndarray, speech: np.ndarray, ratio: float) -> np.ndarray:
 def apply_condition(
     waveform: np.ndarray, condition: str, rng: Generator, babble: Callable = _babble
 ) -> np.ndarray:
-    """An utterance (samples,) with one of CONDITIONS over it; its type and peak are kept. "channel" is a spectral
-    tilt of up to 6 dB per octave either way, a low cut, three peaks or dips of up to 10 dB; "noise" is one of NOISES at
-    a signal-to-noise ratio of 5 to 15 dB; "both" is the channel, then the noise. `babble(samples, rng)` → (samples,)
-    makes the voices of others. ValueError where the condition is unknown."""
+    """An utterance (samples,) with one of CONDITIONS over it; its type and peak are kept. "channel"
+    is a spectral tilt of up to 6 dB per octave either way, a low cut, three peaks or dips of up to
+    10 dB; "noise" is one of NOISES at a signal-to-noise ratio of 5 to 15 dB; "both" is the channel,
+    then the noise. `babble(samples, rng)` → (samples,) makes the voices of others. ValueError where
+    the condition is unknown."""
     if condition not in CONDITIONS:
         raise ValueError(f"condition {condition!r}: must be one of {', '.join(CONDITIONS)}")
     if condition == "clean":
@@ -563,8 +576,9 @@ def apply_condition(
 
 
 def generate(seed=0, speakers=(32, 8, 8), utterances=10) -> Iterator[SyntheticUtterance]:
-    """The corpus: `utterances` by each of `speakers` (train, dev, test), one at a time. An utterance depends on the
-    seed, its split, and its own and its speaker's number, not on the size of the corpus."""
+    """The corpus: `utterances` by each of `speakers` (train, dev, test), one at a time. An
+    utterance depends on the seed, its split, and its own and its speaker's number, not on the size
+    of the corpus."""
     for split, count in zip(SPLITS, speakers, strict=True):
         for number, k in itertools.product(range(count), range(utterances)):
             speaker = _make_speaker(seed, split, number)

@@ -1,11 +1,15 @@
-"""Acoustic model of the FHVAE paper's recognisers (appendix G): LSTM layers with projection, frame by frame → phones.
+"""Acoustic model of the FHVAE paper's recognisers (appendix G): LSTM layers with projection, from
+features to phones, frame by frame.
 
-    i, f, g, o = W_ih x_t + W_hh h_{t−1} + b    c_t = σ(f) c_{t−1} + σ(i) tanh(g)    h_t = W_hr (σ(o) tanh(c_t))
+    i, f, g, o = W_ih x_t + W_hh h_{t−1} + b
+    c_t = σ(f) c_{t−1} + σ(i) tanh(g)
+    h_t = W_hr (σ(o) tanh(c_t))
 
-after Sak, Senior & Beaufays, Long short-term memory recurrent neural network architectures for large scale acoustic
-modeling, Interspeech 2014, whose outputs come some frames after their frames, so that the network has heard what
-follows. Trained on aligned labels by truncated back-propagation through time, the state of every utterance carried
-from one piece to the next; or on transcripts with CTC.
+Sak, Senior & Beaufays, Long short-term memory recurrent neural network architectures for large
+scale acoustic modeling, Interspeech 2014. The output for a frame comes some frames later, so that
+the network has seen the frames after it. The model is trained on aligned labels by truncated
+back-propagation through time, with the state of every utterance carried from one piece to the next;
+or on transcripts with CTC.
 """
 
 import warnings
@@ -18,23 +22,20 @@ from torch import Tensor, nn
 from .base import Standardise
 from .recognisers import FrameBatch, Recogniser, TranscriptBatch, ctc_loss
 
-warnings.filterwarnings(
-    "ignore", "LSTM with projections is not supported with oneDNN"
-)  # a matter of speed only
+# Without oneDNN such an LSTM is slower, not wrong.
+warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
 
 
 @dataclass
 class AcousticConfig:
     bins: int = 80
-    symbols: tuple[str, ...] = ()  # what the outputs stand for; set when training begins
-    criterion: str = (
-        "frames"  # cross-entropy with a label for every frame; or ctc, whose output 0 is the blank
-    )
+    symbols: tuple[str, ...] = ()  # names of the outputs; set by the training
+    criterion: str = "frames"  # cross-entropy per frame; or ctc, whose output 0 is the blank
     width: int = 1024  # cells of a layer
-    projection: int = 512  # outputs of a layer; 0: its cells, not projected
+    projection: int = 512  # outputs of a layer; 0: the cells, without projection
     layers: int = 3
-    delay: int = 5  # criterion frames: the output for a frame comes so many frames after it
-    lanes: int = 0  # utterances whose state is carried over; set when training begins
+    delay: int = 5  # criterion frames: the output for a frame comes so many frames later
+    lanes: int = 0  # number of utterances whose state is carried over; set by the training
 
 
 class Acoustic(Recogniser):
@@ -49,53 +50,64 @@ class Acoustic(Recogniser):
         self.build(config.bins, config.symbols)
 
     def build(self, bins: int, symbols: tuple[str, ...]) -> None:
-        """New layers for features of so many bins and for these symbols."""
-        config, device = self.config, self.standardise.mean.device
-        config.bins, config.symbols = bins, tuple(symbols)
-        outputs = max(1, len(symbols) + (config.criterion == "ctc"))
+        """Make new layers for this number of bins and for these symbols."""
+        config = self.config
+        device = self.standardise.mean.device
+        config.bins = bins
+        config.symbols = tuple(symbols)
+        outputs = len(symbols) + 1 if config.criterion == "ctc" else max(1, len(symbols))
         self.standardise = Standardise(bins)
         self.lstm = nn.LSTM(
             bins, config.width, config.layers, batch_first=True, proj_size=config.projection
         )
         self.output = nn.Linear(config.projection or config.width, outputs)
-        self.register_buffer(
-            "log_priors", torch.zeros(outputs)
-        )  # of the symbols, on the training set
+        # Log-probabilities of the symbols in the training set.
+        self.register_buffer("log_priors", torch.zeros(outputs))
         self.carry(config.lanes)
         self.to(device)
 
     def carry(self, lanes: int) -> None:
-        """A state of zeros for so many utterances in parallel."""
-        config, device = self.config, self.standardise.mean.device
+        """Make a state of zeros for this number of utterances in parallel."""
+        config = self.config
+        device = self.standardise.mean.device
         config.lanes = lanes
-        for name, width in (("h", config.projection or config.width), ("c", config.width)):
-            self.register_buffer(name, torch.zeros(config.layers, lanes, width, device=device))
+        h_width = config.projection or config.width
+        self.register_buffer("h", torch.zeros(config.layers, lanes, h_width, device=device))
+        self.register_buffer("c", torch.zeros(config.layers, lanes, config.width, device=device))
 
     def logits(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Utterances x (batch, frames, bins), features as they are, anything after the end, of `lengths` (batch,)
-        frames → outputs (batch, frames, outputs) before the softmax, and their lengths."""
+        """Return the outputs (batch, frames, outputs) before the softmax, and their lengths. x:
+        features (batch, frames, bins), anything after the end, of `lengths` (batch,) frames."""
         delay = self.config.delay if self.config.criterion == "frames" else 0
-        if delay:  # the last frame is repeated
-            places = torch.arange(x.shape[1] + delay, device=x.device).minimum(lengths[:, None] - 1)
-            x = x.gather(1, places[..., None].expand(-1, -1, x.shape[2]))
-        return self.output(self.lstm(self.standardise(x))[0][:, delay:]), lengths
+        if delay:  # The last frame is repeated.
+            frame_indices = torch.arange(x.shape[1] + delay, device=x.device)
+            frame_indices = frame_indices.minimum(lengths[:, None] - 1)
+            x = x.gather(1, frame_indices[..., None].expand(-1, -1, x.shape[2]))
+        h, _ = self.lstm(self.standardise(x))
+        return self.output(h[:, delay:]), lengths
 
     def loss(self, batch: FrameBatch | TranscriptBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Criterion frames: cross-entropy per frame, and the share of frames whose phone is wrong ("errors"). The
-        state is carried over in training only. Criterion ctc: −log p(labels | x) per symbol."""
+        """Return the loss and its terms, detached.
+
+        Criterion frames: cross-entropy per frame, and the share of frames with a wrong phone
+        ("errors"). The state is carried over in training only. Criterion ctc: −log p(labels | x)
+        per symbol.
+        """
         if self.config.criterion == "ctc":
             loss = ctc_loss(*self.logits(batch.x, batch.lengths), batch)
             return loss, {"loss": loss.detach()}
-        kept = ~batch.first[:, None]
-        h, last = self.lstm(
-            self.standardise(batch.x), (self.h * kept, self.c * kept) if self.training else None
-        )
+        state = None
         if self.training:
-            self.h.copy_(last[0].detach())
-            self.c.copy_(last[1].detach())
-        logits, labels = self.output(h).float().flatten(0, 1), batch.labels.flatten()
-        known = labels >= 0
-        total = known.sum().clamp_min(1)
+            continues = ~batch.first[:, None]
+            state = (self.h * continues, self.c * continues)
+        h, (last_h, last_c) = self.lstm(self.standardise(batch.x), state)
+        if self.training:
+            self.h.copy_(last_h.detach())
+            self.c.copy_(last_c.detach())
+        logits = self.output(h).float().flatten(0, 1)
+        labels = batch.labels.flatten()
+        is_labelled = labels >= 0
+        total = is_labelled.sum().clamp_min(1)
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / total
-        errors = ((logits.argmax(-1) != labels) & known).sum() / total
+        errors = ((logits.argmax(-1) != labels) & is_labelled).sum() / total
         return loss, {"loss": loss.detach(), "errors": errors}

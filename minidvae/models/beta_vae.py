@@ -1,7 +1,8 @@
-"""β-VAE of segments (Higgins et al. 2017), the FHVAE paper's baseline feature extractor (appendix G): one latent z.
+"""β-VAE of segments (Higgins et al. 2017), the baseline feature extractor of the FHVAE paper
+(appendix G), with one latent z.
 
-p(z) = N(0, I),    q(z | x) from an LSTM over the segment,    p(x | z) from an LSTM fed z at every frame
-loss = −E log p(x | z) + β KL(q(z | x) ‖ p(z))
+    p(z) = N(0, I),    q(z | x) from an LSTM over the segment,    p(x | z) from an LSTM fed z
+    loss = −E log p(x | z) + β KL(q(z | x) ‖ p(z))
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .segments import (
 @dataclass
 class BetaVAEConfig:
     bins: int = 80
-    frames: int = 20  # of a segment
+    frames: int = 20  # frames of a segment
     latent: int = 64
     encoder_width: int = 512  # LSTM cells
     width: int = 256  # LSTM cells of the decoder
@@ -39,13 +40,14 @@ class BetaVAE(nn.Module):
         self.decoder = SegmentDecoder(*size, config.latent, config.width, 1)
 
     def infer(self, x: Tensor) -> Gaussian:
-        """q(z | x) of segments (batch, frames, bins), features as they are"""
+        """Return q(z | x) of segments (batch, frames, bins), not standardised."""
         return self.encoder(self.standardise(x))
 
     def loss(
         self, batch: SegmentBatch, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """−log p(x | z) + β KL per segment, mean over the batch (its `x`: (batch, frames, bins)), and its terms."""
+        """Return −log p(x | z) + β KL(q(z | x) ‖ p(z)) per segment, mean over the batch, and its
+        terms, detached."""
         q_z = self.infer(batch.x)
         if noise is None:
             noise = torch.randn_like(q_z.mean)

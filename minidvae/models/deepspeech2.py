@@ -1,11 +1,13 @@
-"""Deep Speech 2 (Amodei et al., ICML 2016): from features to symbols, phones or characters, without an alignment.
+"""Deep Speech 2 (Amodei et al., ICML 2016): from features to symbols, phones or characters, without
+an alignment.
 
-    two or three convolutions over frames × bins, min(max(·, 0), 20); the first halves the frames, each halves the bins
-    recurrent layers in both directions, the two summed (paper, section 3.1)
+    two or three convolutions over frames × bins, min(max(·, 0), 20); the first halves the frames,
+    each halves the bins recurrent layers in both directions, the two summed (paper, section 3.1)
     linear → blank and symbols, trained with CTC
 
-Where the paper normalises over all frames of the batch, this network normalises every frame by itself (LayerNorm): it
-computes the same in training and in use, and neither padding nor the other utterances of a batch touch the result.
+Where the paper normalises over all frames of the batch, this network normalises every frame by
+itself (LayerNorm): it computes the same in training and in use, and neither padding nor the other
+utterances of a batch touch the result.
 """
 
 from dataclasses import dataclass
@@ -19,41 +21,38 @@ from .base import Standardise
 from .recognisers import Recogniser, TranscriptBatch, ctc_loss
 
 LAYERS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
-CLIP = 20.0  # of the rectified linear units
+CLIP = 20.0  # largest output of the rectified linear units
 
 
 @dataclass
 class DeepSpeech2Config:
     bins: int = 200
-    symbols: tuple[
-        str, ...
-    ] = ()  # what outputs 1, 2, … stand for, 0 is the blank; set when training begins
-    channels: tuple[int, ...] = (
-        32,
-        32,
-    )  # of each convolution; the paper's largest network has a third, of 96
+    symbols: tuple[str, ...] = ()  # names of outputs 1, 2, …; 0 is the blank; set by the training
+    # Channels of each convolution. The paper's largest network has a third one with 96.
+    channels: tuple[int, ...] = (32, 32)
     architecture: str = "gru"  # or lstm, rnn
-    width: int = 800  # of a recurrent layer, in each direction
+    width: int = 800  # width of a recurrent layer in each direction
     layers: int = 5  # the paper's have 1 to 7
 
 
 class Convolution(nn.Module):
-    """Convolution, LayerNorm over all that there is of a frame, clipped ReLU: (batch, channels, frames, bins) → the
-    same with half the bins (rounded up) and, with a stride of 2, half the frames."""
+    """Convolution, LayerNorm over channels and bins of a frame, clipped ReLU.
+
+    (batch, channels, frames, bins) → the same with half the bins (rounded up) and, with a stride of
+    2, half the frames.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, bins: int, kernel: tuple[int, int], stride: tuple[int, int]
     ):
         super().__init__()
-        self.convolution = nn.Conv2d(
-            inputs, outputs, kernel, stride, [k // 2 for k in kernel], bias=False
-        )
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.normalise = nn.LayerNorm((outputs, halved(bins)))
 
     def forward(self, x: Tensor) -> Tensor:
-        frames = self.normalise(
-            self.convolution(x).transpose(1, 2)
-        )  # (batch, frames, channels, bins)
+        frames = self.convolution(x).transpose(1, 2)  # (batch, frames, channels, bins)
+        frames = self.normalise(frames)
         return F.hardtanh(frames, 0.0, CLIP).transpose(1, 2)
 
 
@@ -68,31 +67,37 @@ class DeepSpeech2(Recogniser):
         self.build(config.bins, config.symbols)
 
     def build(self, bins: int, symbols: tuple[str, ...]) -> None:
-        """New layers for features of so many bins and for these symbols."""
-        config, device = self.config, self.output.weight.device if hasattr(self, "output") else None
-        config.bins, config.symbols = bins, tuple(symbols)
+        """Make new layers for this number of bins and for these symbols."""
+        config = self.config
+        device = self.output.weight.device if hasattr(self, "output") else None
+        config.bins = bins
+        config.symbols = tuple(symbols)
         self.standardise = Standardise(bins)
         self.convolutions = nn.ModuleList()
         inputs = 1
         for outputs in config.channels:
-            kernel, stride = ((11, 41), (2, 2)) if inputs == 1 else ((11, 21), (1, 2))
+            is_first = inputs == 1
+            kernel = (11, 41) if is_first else (11, 21)
+            stride = (2, 2) if is_first else (1, 2)
             self.convolutions.append(Convolution(inputs, outputs, bins, kernel, stride))
-            inputs, bins = outputs, halved(bins)
+            inputs = outputs
+            bins = halved(bins)
         sizes = [inputs * bins] + [config.width] * (config.layers - 1)
-        self.normalise = nn.ModuleList(
-            nn.Identity() if i == 0 else nn.LayerNorm(n) for i, n in enumerate(sizes)
-        )
-        kind = LAYERS[config.architecture]
+        self.normalise = nn.ModuleList([nn.Identity()])
+        self.normalise.extend(nn.LayerNorm(size) for size in sizes[1:])
+        layer_type = LAYERS[config.architecture]
         self.recurrent = nn.ModuleList(
-            kind(n, config.width, batch_first=True, bidirectional=True) for n in sizes
+            layer_type(size, config.width, batch_first=True, bidirectional=True) for size in sizes
         )
         self.output = nn.Linear(config.width, 1 + len(symbols))
         self.to(device)
 
     def encode(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of the last recurrent layer (batch, ⌈frames / 2⌉, width), zeros after the end, and how many each
-        utterance has. Every convolution sees zeros beyond both ends of each utterance, as it would of it alone."""
-        x = (self.standardise(x) * valid(lengths, x.shape[1])[..., None])[:, None]
+        """Return the outputs of the last recurrent layer (batch, ⌈frames / 2⌉, width), zeros after
+        the end, and their number for each utterance. Every convolution sees zeros beyond both ends
+        of each utterance, as if it were alone."""
+        x = self.standardise(x) * valid(lengths, x.shape[1])[..., None]
+        x = x[:, None]  # (batch, 1, frames, bins)
         lengths = halved(lengths)
         for convolution in self.convolutions:
             x = convolution(x)
@@ -100,38 +105,40 @@ class DeepSpeech2(Recogniser):
         frames = x.transpose(1, 2).flatten(2)
         packed = pack_padded_sequence(frames, lengths.cpu(), batch_first=True, enforce_sorted=False)
         for normalise, layer in zip(self.normalise, self.recurrent, strict=True):
-            forward, backward = layer(packed._replace(data=normalise(packed.data)))[0].data.chunk(
-                2, dim=-1
-            )
+            outputs, _ = layer(packed._replace(data=normalise(packed.data)))
+            forward, backward = outputs.data.chunk(2, dim=-1)
             packed = packed._replace(data=forward + backward)
-        return pad_packed_sequence(packed, batch_first=True, total_length=frames.shape[1])[
-            0
-        ], lengths
+        num_frames = frames.shape[1]
+        padded, _ = pad_packed_sequence(packed, batch_first=True, total_length=num_frames)
+        return padded, lengths
 
     def logits(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Utterances x (batch, frames, bins), features as they are, zeros after the end, of `lengths` (batch,) frames →
-        outputs (batch, ⌈frames / 2⌉, 1 + symbols) before the softmax, and how many of them each utterance has."""
+        """Return the outputs (batch, ⌈frames / 2⌉, 1 + symbols) before the softmax, and their
+        number for each utterance. x: features (batch, frames, bins), zeros after the end, of
+        `lengths` (batch,) frames."""
         frames, lengths = self.encode(x, lengths)
         return self.output(frames), lengths
 
     def features(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What the Fréchet distance of speech compares: the mean over time of the last recurrent layer's output,
-        (batch, frames, bins) → (batch, width), float32. Without `lengths` all frames count."""
-        lengths = torch.full((len(x),), x.shape[1], device=x.device) if lengths is None else lengths
+        """Return the features of the Fréchet distance of speech: the mean over time of the last
+        recurrent layer's output, (batch, frames, bins) → (batch, width), float32. Without `lengths`
+        all utterances are as long as x."""
+        if lengths is None:
+            lengths = torch.full((len(x),), x.shape[1], device=x.device)
         frames, lengths = self.encode(x, lengths)
         return frames.float().sum(1) / lengths[:, None]
 
     def loss(self, batch: TranscriptBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """−log p(labels | x) per symbol, mean over the batch; and its terms, detached."""
+        """Return −log p(labels | x) per symbol, mean over the batch, and its terms, detached."""
         loss = ctc_loss(*self.logits(batch.x, batch.lengths), batch)
         return loss, {"loss": loss.detach()}
 
 
 def halved(size):
-    """What a stride of 2 leaves of a size."""
+    """Return a size after a stride of 2."""
     return (size + 1) // 2
 
 
 def valid(lengths: Tensor, frames: int) -> Tensor:
-    """Which frames come before the end, (batch,) → (batch, frames) bool"""
+    """Return which frames come before the end, (batch,) → (batch, frames), bool."""
     return torch.arange(frames, device=lengths.device) < lengths[:, None]

@@ -43,7 +43,11 @@ def write(path, waveform=None, rate=RATE):
 
 
 class Loader:
-    """`load_corpus` with a cache of its own. `notes`: those of the last call."""
+    """`load_corpus` with a temporary cache.
+
+    Attributes:
+        notes: the notes of the last call.
+    """
 
     def __init__(self, cache: Path):
         self.cache = cache
@@ -732,8 +736,8 @@ def signal_to_residual_ratio(clean, changed) -> float:
 
 def test_conditions(quiet, load):
     """Fails if an utterance is missing or changes in more than its samples, if the conditions are
-    not a quarter each or not what their names say, or if the clean samples cannot be had or cannot
-    be told from the others."""
+    not a quarter each or not what their names say, or if the clean samples cannot be restored or
+    have the same fingerprint as the others."""
     clean = load(quiet)
     corrupted = load(f"conditions:{quiet}")
     assert tuple(u._replace(condition="") for u in corrupted.utterances) == clean.utterances

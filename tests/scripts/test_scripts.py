@@ -491,8 +491,13 @@ def test_a_tampered_run_is_one_line(speech, capsys):
 
 
 def tampered_checkpoint(part: str, change: str | dict) -> dict:
-    """Return run/last.pt with a change in one part: some values where the change is a dict with
-    any, else the part as a whole."""
+    """Return the content of run/last.pt with one part changed.
+
+    Args:
+        part: keys that lead to the part, with dots between them.
+        change: values to update where it and the part are dicts and it is not empty; else what
+            replaces the part.
+    """
     content = torch.load("run/last.pt")
     *outer_keys, key = part.split(".")
     parent = content

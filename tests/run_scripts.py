@@ -1,4 +1,4 @@
-"""How the tests call the command-line scripts: in this process, in a folder of their own."""
+"""Calls of the command-line scripts in the process of the tests, in a temporary folder."""
 
 import json
 import signal
@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, tmp_path_factory, monkeypatch):
+    """Change to a temporary folder, with a cache that all tests share; restore afterwards the
+    signal handlers and the number of threads, which the scripts change."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIDVAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -29,35 +31,39 @@ def surroundings(tmp_path, tmp_path_factory, monkeypatch):
 
 
 def call(script, *arguments) -> int:
-    """The exit code of a script, called as `python SCRIPT.py ARGUMENTS` would be."""
-    before, sys.argv = sys.argv, [f"{script.__name__}.py", *map(str, arguments)]
+    """Return the exit code of a script, called as `python SCRIPT.py ARGUMENTS` would."""
+    return exit_code(lambda: cli.run(script.main), f"{script.__name__}.py", arguments)
+
+
+def minidvae_command(*arguments) -> int:
+    """Return the exit code of the command `minidvae ARGUMENTS`."""
+    return exit_code(command.console, "minidvae", arguments)
+
+
+def exit_code(main, program: str, arguments) -> int:
+    """Return the exit code of a function that reads its arguments from sys.argv."""
+    argv_before = sys.argv
+    sys.argv = [program, *map(str, arguments)]
     try:
-        cli.run(script.main)
+        main()
     except SystemExit as stop:
         return stop.code
     finally:
-        sys.argv = before
+        sys.argv = argv_before
     return 0
 
 
 def log(run) -> list[dict]:
-    """The reports of a run without their times."""
-    lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-def minidvae_command(*arguments) -> int:
-    before, sys.argv = sys.argv, ["minidvae", *map(str, arguments)]
-    try:
-        command.console()
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        sys.argv = before
-    return 0
+    """Return the reports of a run without their times."""
+    reports = []
+    for line in (Path(run) / "log.jsonl").read_text().splitlines():
+        report = json.loads(line)
+        report.pop("seconds", None)
+        reports.append(report)
+    return reports
 
 
 def results_of(run, task: str) -> Path:
-    """The folder with the results of the only evaluation of a run by a task."""
+    """Return the folder with the results of the only evaluation of a run by a task."""
     (folder,) = (Path(run) / "eval" / task).iterdir()
     return folder

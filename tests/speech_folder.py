@@ -14,20 +14,27 @@ def write_speech(
     phones: bool = False,
     texts: bool = False,
 ) -> Path:
-    """split/speaker/*.wav; with phones also a .phn beside each and speakers.tsv with sexes, with texts also a .txt."""
-    for u in synthetic.generate(speakers=speakers, utterances=utterances):
-        path = folder / u.split / u.speaker / f"{u.name}.wav"
+    """Write a corpus split/speaker/*.wav and return its folder.
+
+    Args:
+        folder: to write to.
+        speakers: number of speakers in train, dev and test.
+        utterances: number of utterances per speaker.
+        phones: also write a file .phn for each wav file, and speakers.tsv with the sexes.
+        texts: also write a file .txt for each wav file.
+    """
+    for utterance in synthetic.generate(speakers=speakers, utterances=utterances):
+        path = folder / utterance.split / utterance.speaker / f"{utterance.name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, u.waveform, synthetic.SAMPLE_RATE)
+        soundfile.write(path, utterance.waveform, synthetic.SAMPLE_RATE)
         if phones:
-            path.with_suffix(".phn").write_text(
-                "".join(f"{start} {stop} {label}\n" for start, stop, label in u.phones)
-            )
+            lines = [f"{start} {stop} {label}\n" for start, stop, label in utterance.phones]
+            path.with_suffix(".phn").write_text("".join(lines))
         if texts:
-            path.with_suffix(".txt").write_text(u.text.upper() + ".")
+            path.with_suffix(".txt").write_text(utterance.text.upper() + ".")
     if phones:
-        rows = (
-            f"{speaker.name}\t{speaker.sex}" for speaker in synthetic.make_speakers(0, *speakers)
-        )
-        (folder / "speakers.tsv").write_text("\n".join(["speaker\tsex", *rows]) + "\n")
+        rows = ["speaker\tsex"]
+        for speaker in synthetic.make_speakers(0, *speakers):
+            rows.append(f"{speaker.name}\t{speaker.sex}")
+        (folder / "speakers.tsv").write_text("\n".join(rows) + "\n")
     return folder

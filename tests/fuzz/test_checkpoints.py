@@ -1,4 +1,4 @@
-"""Checkpoints and published models whose fields someone has changed."""
+"""Checkpoints and published models with changed fields."""
 
 import copy
 import math
@@ -27,116 +27,102 @@ INI = {
         "dense_x_z": "8",
     },
 }
+INI_KEYS = [("STFT", key) for key in INI["STFT"]] + [("Network", key) for key in INI["Network"]]
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
+    """Return a folder with the parameters of a small VAE in the published format, without its
+    config.ini."""
     folder = tmp_path_factory.mktemp("published")
-    theirs = {
-        their_key("vae", key, {}): p
-        for key, p in build_model("vae", hidden=(8,)).named_parameters()
-    }
-    torch.save(theirs, folder / "model.pt")
+    model = build_model("vae", hidden=(8,))
+    parameters = {}
+    for key, parameter in model.named_parameters():
+        parameters[their_key("vae", key, {})] = parameter
+    torch.save(parameters, folder / "model.pt")
     return folder
 
 
-PLACES = st.sampled_from([(section, key) for section, values in INI.items() for key in values])
 VALUES = NUMBERS | st.lists(NUMBERS, max_size=3).map(",".join) | st.text(max_size=8)
 
 
-@given(st.dictionaries(PLACES, VALUES, max_size=2), st.text(max_size=12))
-def test_config_ini(published, changes, more):
+@given(st.dictionaries(st.sampled_from(INI_KEYS), VALUES, max_size=2), st.text(max_size=12))
+def test_config_ini(published, changes, last_line):
+    """Fails if a changed config.ini ends in a traceback, or in a model whose samples are not
+    finite."""
     ini = copy.deepcopy(INI)
     for (section, key), value in changes.items():
         ini[section][key] = value
-    lines = [
-        line
-        for section, values in ini.items()
-        for line in (f"[{section}]", *map(" = ".join, values.items()))
-    ]
-    (published / "config.ini").write_bytes("\n".join([*lines, more]).encode(errors="surrogatepass"))
-    found = end_of(lambda: load_dvae_speech(published))
-    assert found is None or found[0].sample(1, 2).isfinite().all()
+    lines = []
+    for section, values in ini.items():
+        lines.append(f"[{section}]")
+        lines += map(" = ".join, values.items())
+    lines.append(last_line)
+    (published / "config.ini").write_bytes("\n".join(lines).encode(errors="surrogatepass"))
+    loaded = end_of(lambda: load_dvae_speech(published))
+    if loaded is not None:
+        model, _ = loaded
+        assert model.sample(1, 2).isfinite().all()
+
+
+MODEL_SETTINGS = {
+    "vae": ["hidden=8"],
+    "fhvae": ["width=8", "z1_latent=2", "z2_latent=2", "shift=5"],
+}
 
 
 @pytest.fixture(scope="module")
 def trained(speech, tmp_path_factory) -> dict[str, Path]:
-    """A run of each kind of model."""
+    """Return the run folders of a VAE and of an FHVAE."""
     folder = tmp_path_factory.mktemp("trained")
-    for name, pairs in (
-        ("vae", ["hidden=8"]),
-        ("fhvae", ["width=8", "z1_latent=2", "z2_latent=2", "shift=5"]),
-    ):
-        arguments = ["--recipe", "quick", "--data", speech, "--run", folder / name, "--steps", 1]
-        assert (
-            call(train_script, "--model", name, *arguments, "--set", "frames=10", "batch=2", *pairs)
-            == 0
-        )
-    return {name: folder / name for name in ("vae", "fhvae")}
+    runs = {}
+    for name, settings in MODEL_SETTINGS.items():
+        runs[name] = folder / name
+        arguments = ["--model", name, "--recipe", "quick", "--data", speech]
+        arguments += ["--run", runs[name], "--steps", 1]
+        assert call(train_script, *arguments, "--set", "frames=10", "batch=2", *settings) == 0
+    return runs
 
 
-# What only `train.py --resume` reads.
-UNREAD = ("plan", "progress", "optimiser")
+READ_BY_RESUME_ONLY = ("plan", "progress", "optimiser")
 
 
-def leaves(content, path=()):
-    """The paths of all that stands in nested dicts."""
+def paths_of(content, path=()):
+    """Yield the keys that lead to each value of nested dicts, the outer dict included."""
     yield path
-    for key, value in content.items() if isinstance(content, dict) else ():
-        yield from leaves(value, (*path, key))
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from paths_of(value, (*path, key))
 
 
-JUNK = st.sampled_from(
-    [
-        None,
-        True,
-        -1,
-        0,
-        1,
-        2,
-        7,
-        2**31,
-        2**70,
-        -0.5,
-        0.5,
-        math.nan,
-        math.inf,
-        "",
-        "x",
-        "\0",
-        (),
-        (1,),
-    ]
-)
-JUNK |= st.sampled_from(
-    [{}, {"x": 1}, [], [1], ("x", 2.0), (0.0, 1.0), "fp32", "vae", "muon", "fbank", "power"]
-)
-JUNK |= st.sampled_from(
-    [
-        torch.zeros(()),
-        torch.zeros(3),
-        torch.full((8,), torch.nan),
-        torch.zeros(2, dtype=torch.int64),
-    ]
-)
+NUMBERS_AND_TEXTS = [None, True, -1, 0, 1, 2, 7, 2**31, 2**70, -0.5, 0.5, math.nan, math.inf]
+NUMBERS_AND_TEXTS += ["", "x", "\0", (), (1,)]
+CONTAINERS_AND_NAMES = [{}, {"x": 1}, [], [1], ("x", 2.0), (0.0, 1.0)]
+CONTAINERS_AND_NAMES += ["fp32", "vae", "muon", "fbank", "power"]
+TENSORS = [torch.zeros(()), torch.zeros(3), torch.full((8,), torch.nan)]
+TENSORS.append(torch.zeros(2, dtype=torch.int64))
+JUNK = st.sampled_from(NUMBERS_AND_TEXTS) | st.sampled_from(CONTAINERS_AND_NAMES)
+JUNK |= st.sampled_from(TENSORS)
+REMOVED = object()
 
 
 @given(st.data())
 def test_checkpoints(trained, data):
-    """A model is read from the checkpoint, or the error is one line that names it."""
+    """Fails if a checkpoint with one or two changed values is neither read nor refused in one
+    line."""
     name = data.draw(st.sampled_from(sorted(trained)))
     content = torch.load(trained[name] / "last.pt")
     for _ in range(data.draw(st.integers(1, 2))):
-        paths = [path for path in leaves(content) if path and path[0] not in UNREAD]
-        path = data.draw(st.sampled_from(paths))
-        inside = content
-        for key in path[:-1]:
-            inside = inside[key]
-        change = data.draw(JUNK | st.just("removed"))
-        if isinstance(change, str) and change == "removed":
-            del inside[path[-1]]
+        paths = [path for path in paths_of(content) if path and path[0] not in READ_BY_RESUME_ONLY]
+        *outer_keys, key = data.draw(st.sampled_from(paths))
+        parent = content
+        for outer_key in outer_keys:
+            parent = parent[outer_key]
+        change = data.draw(JUNK | st.just(REMOVED))
+        if change is REMOVED:
+            del parent[key]
         else:
-            inside[path[-1]] = change
+            parent[key] = change
     Path("changed").mkdir(exist_ok=True)
     torch.save(content, "changed/best.pt")
     end_of(lambda: checkpoint.load_run("changed"))
@@ -145,17 +131,21 @@ def test_checkpoints(trained, data):
 @pytest.mark.parametrize("part", ["plan", "progress", "optimiser"])
 @pytest.mark.parametrize("change", ["removed", None, {}, 7])
 def test_a_run_that_cannot_be_resumed(trained, part, change, capsys):
-    """A part of the training's state that is missing or of another type is one line."""
+    """Fails if a part of the training's state that is missing or of another type does not end in
+    one line."""
     content = torch.load(trained["vae"] / "last.pt")
-    del content[part]
-    if change != "removed":
+    if change == "removed":
+        del content[part]
+    else:
         content[part] = change
     shutil.copytree(trained["vae"], "changed")
     torch.save(content, "changed/last.pt")
     capsys.readouterr()
     code = call(train_script, "--resume", "--run", "changed", "--steps", 2)
     error = capsys.readouterr().err
-    if (part, change) == ("progress", {}):
-        assert code == 0  # every field has a default: the training starts again
+    if part == "progress" and change == {}:
+        assert code == 0  # Every field of it has a default: the training starts again.
     else:
-        assert code == 2 and error.count("\n") == 1 and "changed" in error
+        assert code == 2
+        assert error.count("\n") == 1
+        assert "changed" in error

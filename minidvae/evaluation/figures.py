@@ -40,15 +40,17 @@ def _picture(rows: int, columns: int, pads: dict | None = None, **options) -> It
 
 
 def curves(reports: list[dict], path: str | Path) -> None:
-    """One panel for each term of the loss: training and development against the step."""
-    terms, steps = list(reports[-1]["train"]), [report["step"] for report in reports]
+    """Plot each term of the loss in a panel: training and development against the step."""
+    terms = list(reports[-1]["train"])
+    steps = [report["step"] for report in reports]
     with _picture(1, len(terms), figsize=(3.2 * len(terms), 2.8)) as picture:
         axes = picture.axes
         for axis, term in zip(axes[0], terms, strict=True):
             parts = [part for part in ("train", "dev") if term in reports[-1][part]]
-            values = np.array(
-                [[report[part].get(term, np.nan) for part in parts] for report in reports]
-            )
+            columns = []
+            for part in parts:
+                columns.append([report[part].get(term, np.nan) for report in reports])
+            values = np.array(columns).T
             axis.plot(steps, values, label=parts)
             axis.set(title=term, xlabel="step")
             if values.min() > 0 and values.max() > 20 * values.min():
@@ -59,8 +61,9 @@ def curves(reports: list[dict], path: str | Path) -> None:
 
 
 def _spectrogram(axis, power: np.ndarray, stft: STFT, loudest: float):
-    """The image of a power spectrogram (frames, bins), in dB from 80 under the loudest on."""
-    top, level = (10 * np.log10(np.maximum(x, 1e-12)) for x in (loudest, power.T))
+    """Draw a power spectrogram (frames, bins) in dB, from 80 dB below `loudest` on."""
+    top = 10 * np.log10(np.maximum(loudest, 1e-12))
+    level = 10 * np.log10(np.maximum(power.T, 1e-12))
     extent = (0, len(power) * stft.hop / SAMPLE_RATE, 0, SAMPLE_RATE / 2000)
     return axis.imshow(
         level, origin="lower", aspect="auto", extent=extent, vmin=top - 80, vmax=top, cmap="magma"
@@ -68,7 +71,8 @@ def _spectrogram(axis, power: np.ndarray, stft: STFT, loudest: float):
 
 
 def spectrograms(rows: list[tuple[str, np.ndarray]], stft: STFT) -> bytes:
-    """Power spectrograms (frames, bins) under one another, in dB on one scale: 80 dB under the first's maximum."""
+    """Return a PNG of power spectrograms (frames, bins), one below the other, in dB on one scale,
+    from 80 dB below the maximum of the first on."""
     size = (8, 2.2 * len(rows))
     with _picture(len(rows), 1, figsize=size, sharex=True) as picture:
         axes = picture.axes
@@ -81,12 +85,16 @@ def spectrograms(rows: list[tuple[str, np.ndarray]], stft: STFT) -> bytes:
 
 
 def contact_sheet(rows: list[tuple[str, np.ndarray, STFT]]) -> bytes:
-    """LigHT-DVAE paper, Figure 3: a row of power spectrograms (clips, frames, bins) for each title, in dB on one scale:
-    80 dB under the first row's maximum. Power is that over the energy of the window, so that rows of different windows
-    compare."""
-    across, loudest = len(rows[0][1]), rows[0][1].max() / rows[0][2].energy
-    size = (2.4 * across + 1, 1.5 * len(rows))
-    with _picture(len(rows), across, figsize=size, sharex=True, sharey=True) as picture:
+    """Return a PNG with a row of power spectrograms (clips, frames, bins) for each title, in dB on
+    one scale, from 80 dB below the maximum of the first row on (LigHT-DVAE paper, Figure 3).
+
+    The power is divided by the energy of the window, so that rows with different windows compare.
+    """
+    _, first_clips, first_stft = rows[0]
+    num_clips = len(first_clips)
+    loudest = first_clips.max() / first_stft.energy
+    size = (2.4 * num_clips + 1, 1.5 * len(rows))
+    with _picture(len(rows), num_clips, figsize=size, sharex=True, sharey=True) as picture:
         axes = picture.axes
         for (title, clips, stft), row in zip(rows, axes, strict=True):
             for axis, power in zip(row, clips, strict=True):
@@ -100,8 +108,8 @@ def contact_sheet(rows: list[tuple[str, np.ndarray, STFT]]) -> bytes:
 
 
 def det_curves(detectors: dict[str, DetectionErrors]) -> bytes:
-    """Detection error trade-off: misses against false alarms by title, on the scale of normal deviates, with a dot
-    at the equal error rate."""
+    """Return a PNG of detection error trade-off curves by title: misses against false alarms, on
+    the scale of normal deviates, with a dot at the equal error rate."""
     percent = np.array([0.1, 0.5, 1, 2, 5, 10, 20, 40, 60])
     limits = ndtri([0.0005, 0.65])
     with _picture(1, 1, figsize=(6, 6)) as picture:
@@ -109,9 +117,9 @@ def det_curves(detectors: dict[str, DetectionErrors]) -> bytes:
         for title, errors in detectors.items():
             rates = np.stack([errors.false_alarm_rates, errors.miss_rates]).clip(1e-5, 1 - 1e-5)
             points = ndtri(rates)[:, ::-1].round(3)  # rising false alarms, falling misses
-            points = points[
-                :, np.append(True, np.diff(points).any(0))
-            ]  # no more than the eye can tell apart
+            # Leave out points that cannot be distinguished.
+            is_new = np.append(True, np.diff(points).any(0))
+            points = points[:, is_new]
             (line,) = axis.step(points[0], points[1], where="post", label=title)
             rate = ndtri(np.clip(eer(errors), 1e-5, 1))
             axis.plot(rate, rate, "o", color=line.get_color(), markersize=4)
@@ -127,8 +135,8 @@ def det_curves(detectors: dict[str, DetectionErrors]) -> bytes:
 
 
 def _tiles(segments: np.ndarray, gap: int) -> np.ndarray:
-    """(rows, columns, frames, bins) → an image (rows · (bins + gap) − gap, columns · (frames + gap) − gap), the gaps
-    nan and the first row on top."""
+    """Return segments (rows, columns, frames, bins) as one image (rows · (bins + gap) − gap,
+    columns · (frames + gap) − gap), with gaps of nan and the first row on top."""
     rows, columns, frames, bins = segments.shape
     image = np.full((rows, bins + gap, columns, frames + gap), np.nan)
     image[:, :bins, :, :frames] = segments.transpose(0, 3, 1, 2)[:, ::-1]
@@ -136,15 +144,16 @@ def _tiles(segments: np.ndarray, gap: int) -> np.ndarray:
 
 
 def _features(axis, image: np.ndarray, originals: np.ndarray, **labels) -> None:
-    """An image without ticks. What is white and what is black is the same in all images with these originals."""
+    """Draw an image without ticks, on the grey scale of these originals."""
     low, high = np.percentile(originals, (5, 99.5))
     axis.imshow(image, vmin=low, vmax=high, cmap="Greys", interpolation="nearest", aspect="auto")
     axis.set(xticks=(), yticks=(), **labels)
 
 
 def swap_grid(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> bytes:
-    """FHVAE paper, Figure 4. Segments (frames, bins) each: block A (rows, 1) the reconstructions of seeds; block B
-    (2, columns) originals over their reconstructions; block C (rows, columns), z1 of the row with z2 of the column."""
+    """Return a PNG of three blocks of segments (frames, bins), as in the FHVAE paper, Figure 4: A
+    (rows, 1), reconstructions of seeds; B (2, columns), originals over their reconstructions; C
+    (rows, columns), z1 of the row with z2 of the column."""
     rows, columns = c.shape[:2]
     ratios = {"width_ratios": (1, columns), "height_ratios": (2, rows)}
     pads = {"w_pad": 0.06, "h_pad": 0.06, "wspace": 0.01, "hspace": 0.01}
@@ -161,27 +170,23 @@ def swap_grid(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> bytes:
 
 
 def traversal(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], values: np.ndarray) -> bytes:
-    """FHVAE paper, Figures 11 to 14: a block for each latent, seeds (n, frames, bins) at its left and, at its right,
-    what is decoded (n, values, frames, bins) while that latent takes `values`; `walks` are (title, decoded)."""
-    across = min(4, len(walks))
-    down = -(-len(walks) // across)
+    """Return a PNG with a block for each latent, as in the FHVAE paper, Figures 11 to 14: seeds (n,
+    frames, bins) at its left and, at its right, the decoded segments (n, values, frames, bins)
+    while that latent takes `values`. walks: (title, decoded segments)."""
+    num_columns = min(4, len(walks))
+    num_rows = -(-len(walks) // num_columns)
     n, steps, frames, bins = walks[0][1].shape
     space = np.full((n * (bins + 4) - 4, 12), np.nan)
     middles = frames + 12 + (frames + 4) * np.arange(steps) + frames / 2
-    size = (4.6 * across, 0.62 * n * down + 0.5 * down)
+    size = (4.6 * num_columns, 0.62 * n * num_rows + 0.5 * num_rows)
     pads = {"wspace": 0.06, "hspace": 0.03}
-    with _picture(down, across, pads, figsize=size) as picture:
+    with _picture(num_rows, num_columns, pads, figsize=size) as picture:
         axes = picture.axes
         for axis, (title, decoded) in zip(axes.flat, walks, strict=False):
-            _features(
-                axis,
-                np.hstack([_tiles(seeds[:, None], 4), space, _tiles(decoded, 4)]),
-                seeds,
-                title=title,
-            )
-            axis.set_xticks(
-                [frames / 2, *middles], ["seed", *(f"{value:g}" for value in values)], fontsize=7
-            )
+            image = np.hstack([_tiles(seeds[:, None], 4), space, _tiles(decoded, 4)])
+            _features(axis, image, seeds, title=title)
+            labels = ["seed", *(f"{value:g}" for value in values)]
+            axis.set_xticks([frames / 2, *middles], labels, fontsize=7)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
         for axis in axes.flat[len(walks) :]:
@@ -190,8 +195,9 @@ def traversal(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]], values: np
 
 
 def traversal_tiles(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]]) -> bytes:
-    """The images of `traversal` without axes, in tiles of one size for a page that shows two at a time: a row for each
-    latent with what is decoded (n, values, frames, bins) for each value; at the left of the first row the seeds."""
+    """Return the images of `traversal` without axes as a PNG of tiles of one size, for a page that
+    shows two at a time: a row for each latent with the decoded segments (n, values, frames, bins)
+    for each value; at the left of the first row the seeds."""
     import matplotlib.image
 
     low, high = np.percentile(seeds, (5, 99.5))
@@ -205,10 +211,10 @@ def traversal_tiles(seeds: np.ndarray, walks: list[tuple[str, np.ndarray]]) -> b
 
 
 def transformation(panels: dict[str, tuple[str, np.ndarray]]) -> bytes:
-    """FHVAE paper, Figures 1 and 5: on the left the two utterances, on the right what is decoded of them. panels:
-    (title, features (frames, bins)) of "source", "reference", "reconstruction", "transformed", "other" (the
-    reconstruction of the reference)."""
-    places = {
+    """Return a PNG with two utterances on the left and what is decoded from them on the right, as
+    in the FHVAE paper, Figures 1 and 5. panels: (title, features (frames, bins)) of "source",
+    "reference", "reconstruction", "transformed", "other" (the reconstruction of the reference)."""
+    positions = {
         "source": (0, 0),
         "reference": (2, 0),
         "reconstruction": (0, 1),
@@ -221,34 +227,33 @@ def transformation(panels: dict[str, tuple[str, np.ndarray]]) -> bytes:
     with _picture(3, 2, figsize=(12, 6.5)) as picture:
         axes = picture.axes
         for name, (title, features) in panels.items():
-            _features(
-                axes[places[name]], features.T[::-1], originals, title=title, xlim=(0, longest)
-            )
+            axis = axes[positions[name]]
+            _features(axis, features.T[::-1], originals, title=title, xlim=(0, longest))
         axes[1, 0].set_axis_off()
-        for what, height, colour in arrows:
+        for label, height, colour in arrows:
             arrow = {"arrowstyle": "->", "color": colour, "linewidth": 2}
             text = {"color": colour, "fontsize": 13, "ha": "center", "va": "center"}
             axes[1, 0].annotate(
-                what, (1.0, 0.5), (0.5, height), "axes fraction", arrowprops=arrow, **text
+                label, (1.0, 0.5), (0.5, height), "axes fraction", arrowprops=arrow, **text
             )
     return picture.png
 
 
 def reconstructions(examples: np.ndarray, titles: list[str]) -> bytes:
-    """FHVAE paper, Figure 6: examples (n, 1 + models, frames, bins), each the original and its reconstructions; under
-    them the lower half of the bins, where harmonics can be told apart, enlarged."""
+    """Return a PNG of examples (n, 1 + models, frames, bins), each an original and its
+    reconstructions, as in the FHVAE paper, Figure 6; below them the lower half of the bins,
+    enlarged, where harmonics are visible."""
     n, columns, frames, bins = examples.shape
     size = (1.4 * n * columns, 6)
     with _picture(2, n, {"wspace": 0.08}, figsize=size) as picture:
         axes = picture.axes
-        for example, whole_band, low_band in zip(examples, *axes, strict=True):
-            for axis, shown in ((whole_band, example), (low_band, example[:, :, : bins // 2])):
-                _features(axis, _tiles(shown[None], 2), examples[:, 0])
+        for example, full_band, low_band in zip(examples, *axes, strict=True):
+            for axis, segments in ((full_band, example), (low_band, example[:, :, : bins // 2])):
+                _features(axis, _tiles(segments[None], 2), examples[:, 0])
                 axis.spines[:].set_visible(False)
-            whole_band.set_xticks(
-                frames / 2 + (frames + 2) * np.arange(columns), titles, fontsize=8
-            )
-            whole_band.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
+            middles = frames / 2 + (frames + 2) * np.arange(columns)
+            full_band.set_xticks(middles, titles, fontsize=8)
+            full_band.tick_params(length=0, top=True, labeltop=True, labelbottom=False)
         axes[0, 0].set_ylabel("all bins")
         axes[1, 0].set_ylabel("lower half")
     return picture.png

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .base import Standardise
 from .recognisers import FrameBatch, Recogniser, TranscriptBatch, ctc_loss
 
-# Without oneDNN such an LSTM is slower, not wrong.
+# The warning says that such an LSTM is slower than others.
 warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
 
 

@@ -6,8 +6,8 @@
                        mean (1−γ)⊙A z + γ⊙u,  variance softplus(B relu(u))
     p(x_t | z_t):  l_t = linear(MLP(z_t))
 
-With `bidirectional` g reads both ways and g̃_t is the mean of three terms. `latent_scan` runs the posterior; the
-prior and the decoder are one pass over all frames.
+With `bidirectional` g reads both ways and g̃_t is the mean of three terms. `latent_scan` computes the
+posterior frame by frame; the prior and the decoder are one pass over all frames.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class DKFConfig(RecurrentConfig):
 
 
 class GatedTransition(nn.Module):
-    """z_{t−1} → p(z_t | z_{t−1}), from a linear to a nonlinear move by a gate per dimension."""
+    """p(z_t | z_{t−1}): a gate for each dimension between a linear and a nonlinear transition."""
 
     def __init__(self, latent: int):
         super().__init__()
@@ -46,44 +46,52 @@ class GatedTransition(nn.Module):
         self.variance = nn.Linear(latent, latent)  # before the softplus
 
     def forward(self, z: Tensor) -> Gaussian:
-        gate, proposal = self.gate(z), self.proposal(z)
+        gate = self.gate(z)
+        proposal = self.proposal(z)
         mean = (1 - gate) * self.mean(z) + gate * proposal
         return Gaussian(mean, log_softplus(self.variance(torch.relu(proposal))))
 
 
 def log_softplus(a: Tensor) -> Tensor:
-    """log log(1 + eᵃ), which is a itself to rounding where eᵃ is small."""
+    """Return log log(1 + eᵃ). Where eᵃ is small it equals a up to rounding."""
     return torch.where(a < -16, a, F.softplus(a.clamp_min(-16)).log())
 
 
 class DKF(DVAE):
     def __init__(self, config: DKFConfig):
         super().__init__(config)
-        activation, bins, latent = config.activation, config.bins, config.latent
+        activation = config.activation
+        bins = config.bins
+        latent = config.latent
         self.mlp_x = mlp(bins, config.x_hidden, activation)
-        both = config.bidirectional
-        self.lstm_g = LSTM(self.mlp_x.outputs, config.rnn, config.layers, not both, both)
+        self.lstm_g = LSTM(
+            self.mlp_x.outputs,
+            config.rnn,
+            config.layers,
+            reverse=not config.bidirectional,
+            bidirectional=config.bidirectional,
+        )
         self.mlp_z = mlp(latent, (*config.z_hidden, config.rnn), activation)
         self.posterior_mlp = mlp(config.rnn, config.posterior_hidden, activation)
         self.posterior = GaussianHead(self.posterior_mlp.outputs, latent)
         self.prior = GatedTransition(latent)
         self.decoder = mlp(latent, config.decoder_hidden, activation)
         self.output = nn.Linear(self.decoder.outputs, bins)
-        self.share = 1 / (2 + config.bidirectional)  # of each term in g̃
+        self.share = 1 / (3 if config.bidirectional else 2)  # weight of each term in g̃
 
     def infer_z(self, g: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-        """q(z_t | z_{t−1}, x_{t:T}) and its sample, from g (batch, frames, rnn), the sum over directions."""
+        """Return q(z_t | z_{t−1}, x_{t:T}) and its sample, from g (batch, frames, rnn), the sum over
+        directions."""
         (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
-        weight, state = self.share * weight, self.mlp_z(torch.zeros_like(noise[:, 0]))
-        inputs, transition, activation = (
-            F.linear(g, weight, bias),
-            affine(self.mlp_z),
-            self.config.activation,
+        weight = self.share * weight
+        inputs = F.linear(g, weight, bias)
+        state = [self.mlp_z(torch.zeros_like(noise[:, 0]))]
+        transition = affine(self.mlp_z)
+        activation = self.config.activation
+        mean, log_variance, z, _ = latent_scan(
+            inputs, noise, state, weight, posterior, transition, activation=activation
         )
-        *q_z, z, _ = latent_scan(
-            inputs, noise, [state], weight, posterior, transition, activation=activation
-        )
-        return Gaussian(*q_z), z
+        return Gaussian(mean, log_variance), z
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> DVAEOutput:
         if noise is None:
@@ -110,10 +118,10 @@ class DKF(DVAE):
     def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
         """Compute `forward` one frame at a time."""
         noise_z = noise.z
-        g = self.sum_directions(
-            self.lstm_g.forward_reference(framewise(self.mlp_x, self.input_scale(x)))
-        )
-        frames, z = [], torch.zeros_like(noise_z[:, 0])
+        features = framewise(self.mlp_x, self.input_scale(x))
+        g = self.sum_directions(self.lstm_g.forward_reference(features))
+        frames = []
+        z = torch.zeros_like(noise_z[:, 0])
         for t in range(x.shape[1]):
             q_z = self.posterior(self.posterior_mlp(self.share * (self.mlp_z(z) + g[:, t])))
             p_z = self.prior(z)

@@ -1,13 +1,14 @@
 """DSAE: disentangled sequential autoencoder (Li & Mandt 2018; benchmark paper, section 11).
 
     φ_t = MLP(x_t)
-    q(v | x_{1:T}) = head(MLP(final states of a bidirectional LSTM on φ))          one v per sequence, p(v) = N(0, I)
-    q(z_t | v, x_{1:T}) = head(RNN(MLP(bidirectional LSTM on MLP([φ_t, v]))))      RNN: plain, tanh, forward in time
-    p(z_t | z_{1:t−1}) = head(LSTM(z_{t−1}))
+    q(v | x_{1:T}) = head(MLP(final states of a bidirectional LSTM on φ))
+    q(z_t | v, x_{1:T}) = head(RNN(MLP(bidirectional LSTM on MLP([φ_t, v]))))
+    p(v) = N(0, I),    p(z_t | z_{1:t−1}) = head(LSTM(z_{t−1}))
     p(x_t | z_t, v):  l_t = linear(MLP([v, z_t]))
 
-v takes the place of the sequence latent w in outputs, terms and settings. Nothing waits for a sample of z: every
-layer is one pass over all frames.
+There is one v per sequence. The RNN is a plain one (tanh), forward in time. v takes the place of the
+sequence latent w in outputs, terms and settings. No layer needs a sample of z of the frame before:
+each is one pass over all frames.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from .recurrent import LSTM, RecurrentConfig, framewise, stack_frames
 @dataclass
 class DSAEConfig(RecurrentConfig):
     beta_w: float = 1.0  # weight of KL(q(v) ‖ p(v)) in the loss
-    w_latent: int = 16  # of v
+    w_latent: int = 16  # dimensions of v
     x_hidden: tuple[int, ...] = (256,)
     v_rnn: int = 128  # per direction
     v_hidden: tuple[int, ...] = (64, 32)
@@ -47,16 +48,14 @@ class DSAEConfig(RecurrentConfig):
 
 class DSAE(DVAE):
     sequence_latent = "v"
-    kl_w_per_frame = False  # as published: v weighs T times more in the loss than in the bound
+    kl_w_per_frame = False  # As published, KL(q(v)) has T times its weight in the bound.
 
     def __init__(self, config: DSAEConfig):
         super().__init__(config)
-        activation, bins, latent, layers = (
-            config.activation,
-            config.bins,
-            config.latent,
-            config.layers,
-        )
+        activation = config.activation
+        bins = config.bins
+        latent = config.latent
+        layers = config.layers
         self.mlp_x = mlp(bins, config.x_hidden, activation)
         self.lstm_v = LSTM(self.mlp_x.outputs, config.v_rnn, layers, bidirectional=True)
         self.mlp_v = mlp(2 * config.v_rnn, config.v_hidden, activation)
@@ -72,15 +71,15 @@ class DSAE(DVAE):
         self.output = nn.Linear(self.decoder.outputs, bins)
 
     def infer_w(self, inputs: Tensor) -> Gaussian:
-        """q(v | x_{1:T}) from the scaled spectrum."""
+        """Return q(v | x_{1:T}) from the scaled spectrum."""
         return self.infer_v(self.lstm_v(self.mlp_x(inputs)))
 
     def infer_v(self, states: Tensor) -> Gaussian:
-        """q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at the first."""
+        """Return q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at
+        the first."""
         width = self.config.v_rnn
-        return self.posterior_v(
-            self.mlp_v(torch.cat([states[:, -1, :width], states[:, 0, width:]], dim=-1))
-        )
+        final_states = torch.cat([states[:, -1, :width], states[:, 0, width:]], dim=-1)
+        return self.posterior_v(self.mlp_v(final_states))
 
     def score(self, x_past: Tensor | None, z: Tensor, w: Tensor | None = None) -> Score:
         log_variance = self.output(self.decoder(torch.cat([per_frame(w, z), z], dim=-1)))
@@ -121,13 +120,16 @@ class DSAE(DVAE):
         v = q_v.sample(noise.w)
         g = framewise(lambda frame: self.mlp_xv(torch.cat([frame, v], dim=-1)), features)
         g = self.lstm_xv.forward_reference(g)
-        frames, z, state, prior_state = [], torch.zeros_like(noise_z[:, 0]), None, None
+        frames = []
+        z = torch.zeros_like(noise_z[:, 0])
+        state = None
+        prior_state = None
         for t in range(x.shape[1]):
             h, state = self.rnn_z(self.mlp_z(g[:, t : t + 1]), state)
             prior_h, prior_state = self.lstm_prior.step(z, prior_state)
-            q_z, p_z = self.posterior(h[:, 0]), self.prior(prior_h)
+            q_z = self.posterior(h[:, 0])
+            p_z = self.prior(prior_h)
             z = q_z.sample(noise_z[:, t])
-            frames.append(
-                DVAEOutput(self.output(self.decoder(torch.cat([v, z], dim=-1))), z, q_z, p_z)
-            )
+            log_variance = self.output(self.decoder(torch.cat([v, z], dim=-1)))
+            frames.append(DVAEOutput(log_variance, z, q_z, p_z))
         return stack_frames(frames)._replace(w=v, q_w=q_v)

@@ -18,48 +18,146 @@ from ..data.audio import SAMPLE_RATE, STFT
 from ..files import CheckpointError, load_checkpoint
 from . import MODELS, build_model
 
-MAX_LAYERS = 100  # of an MLP; the authors' models have at most four
+MAX_LAYERS = 100  # largest number of layers of an MLP; the authors' models have at most four
 LATER_OUTPUT = re.compile(r"^gen_out\b")  # the name of `gen_logvar` in later versions of the format
 
-SHARED_NAMES = "bins=x_dim latent=z_dim posterior.mean=inf_mean posterior.log_variance=inf_logvar output=gen_logvar"
-NAMES = {  # model: our setting=theirs …, our part=theirs …
-    "vae": "hidden=dense_x_z encoder=mlp_x_z decoder=mlp_z_x",
-    "dkf": """
-        x_hidden=dense_x_gx rnn=dim_RNN_gx z_hidden=dense_ztm1_g posterior_hidden=dense_g_z decoder_hidden=dense_z_x
-        bidirectional=bidir_gx
-        mlp_x=mlp_x_gx lstm_g=rnn_gx mlp_z=mlp_ztm1_g posterior_mlp=mlp_g_z prior.gate.0=mlp_gate.linear1
-        prior.gate.2=mlp_gate.linear2 prior.proposal.0=mlp_z_prop.linear1 prior.proposal.2=mlp_z_prop.linear2
-        prior.mean=prior_mean prior.variance=prior_logvar.1 decoder=mlp_z_x""",
-    "storn": """
-        x_hidden=dense_x_g g_rnn=dim_RNN_g posterior_hidden=dense_g_z z_hidden=dense_z_h past_hidden=dense_xtm1_h
-        h_rnn=dim_RNN_h decoder_hidden=dense_h_x
-        mlp_x=mlp_x_g lstm_g=rnn_g mlp_g=mlp_g_z mlp_z=mlp_z_h mlp_past=mlp_xtm1_h lstm_h=rnn_h mlp_h=mlp_h_x""",
-    "vrnn": """
-        x_hidden=dense_x z_hidden=dense_z rnn=dim_RNN posterior_hidden=dense_hx_z prior_hidden=dense_h_z
-        decoder_hidden=dense_hz_x
-        mlp_x=feature_extractor_x mlp_z=feature_extractor_z lstm=rnn posterior_mlp=mlp_hx_z prior_mlp=mlp_h_z
-        prior.mean=prior_mean prior.log_variance=prior_logvar decoder=mlp_hz_x""",
-    "srnn": """
-        x_hidden=dense_x_h h_rnn=dim_RNN_h hx_hidden=dense_hx_g g_rnn=dim_RNN_g posterior_hidden=dense_gz_z
-        prior_hidden=dense_hz_z decoder_hidden=dense_hz_x
-        mlp_x=mlp_x_h lstm_h=rnn_h mlp_hx=mlp_hx_g lstm_g=rnn_g posterior_mlp=mlp_gz_z prior_mlp=mlp_hz_z
-        prior.mean=prior_mean prior.log_variance=prior_logvar decoder=mlp_hz_x""",
-    "rvae": """
-        x_hidden=dense_x_gx gx_rnn=dim_RNN_g_x z_hidden=dense_z_gz gz_rnn=dim_RNN_g_z posterior_hidden=dense_g_z
-        decoder_z_hidden=dense_z_h h_rnn=dim_RNN_h decoder_hidden=dense_h_x bidirectional=bidir_g_x
-        mlp_x=mlp_x_gx lstm_gx=rnn_g_x mlp_gz=mlp_z_gz lstm_gz=rnn_g_z posterior_mlp=mlp_g_z mlp_h=mlp_z_h
-        lstm_h=rnn_h decoder=mlp_h_x""",
-    "dsae": """
-        w_latent=v_dim x_hidden=dense_x v_rnn=dim_RNN_gv v_hidden=dense_gv_v xv_hidden=dense_xv_gxv xv_rnn=dim_RNN_gxv
-        z_hidden=dense_gxv_gz z_rnn=dim_RNN_gz prior_rnn=dim_RNN_prior decoder_hidden=dense_vz_x
-        mlp_x=mlp_x lstm_v=rnn_g_v mlp_v=mlp_gv_v posterior_v.mean=inf_v_mean posterior_v.log_variance=inf_v_logvar
-        mlp_xv=mlp_xv_gxv lstm_xv=rnn_g_xv mlp_z=mlp_gxv_gz rnn_z=rnn_g_z posterior.mean=inf_z_mean
-        posterior.log_variance=inf_z_logvar lstm_prior=rnn_prior prior.mean=prior_mean
-        prior.log_variance=prior_logvar decoder=mlp_vz_x""",
+# Our names of settings and parts that all models have: theirs.
+SHARED_NAMES = {
+    "bins": "x_dim",
+    "latent": "z_dim",
+    "posterior.mean": "inf_mean",
+    "posterior.log_variance": "inf_logvar",
+    "output": "gen_logvar",
 }
-FORMATS = {  # model: {our name of a setting or part: theirs}
-    model: dict(pair.split("=") for pair in f"{SHARED_NAMES} {names}".split())
-    for model, names in NAMES.items()
+# For each model, our names of settings and parts: theirs.
+FORMATS = {
+    "vae": SHARED_NAMES
+    | {
+        "hidden": "dense_x_z",
+        "encoder": "mlp_x_z",
+        "decoder": "mlp_z_x",
+    },
+    "dkf": SHARED_NAMES
+    | {
+        "x_hidden": "dense_x_gx",
+        "rnn": "dim_RNN_gx",
+        "z_hidden": "dense_ztm1_g",
+        "posterior_hidden": "dense_g_z",
+        "decoder_hidden": "dense_z_x",
+        "bidirectional": "bidir_gx",
+        "mlp_x": "mlp_x_gx",
+        "lstm_g": "rnn_gx",
+        "mlp_z": "mlp_ztm1_g",
+        "posterior_mlp": "mlp_g_z",
+        "prior.gate.0": "mlp_gate.linear1",
+        "prior.gate.2": "mlp_gate.linear2",
+        "prior.proposal.0": "mlp_z_prop.linear1",
+        "prior.proposal.2": "mlp_z_prop.linear2",
+        "prior.mean": "prior_mean",
+        "prior.variance": "prior_logvar.1",
+        "decoder": "mlp_z_x",
+    },
+    "storn": SHARED_NAMES
+    | {
+        "x_hidden": "dense_x_g",
+        "g_rnn": "dim_RNN_g",
+        "posterior_hidden": "dense_g_z",
+        "z_hidden": "dense_z_h",
+        "past_hidden": "dense_xtm1_h",
+        "h_rnn": "dim_RNN_h",
+        "decoder_hidden": "dense_h_x",
+        "mlp_x": "mlp_x_g",
+        "lstm_g": "rnn_g",
+        "mlp_g": "mlp_g_z",
+        "mlp_z": "mlp_z_h",
+        "mlp_past": "mlp_xtm1_h",
+        "lstm_h": "rnn_h",
+        "mlp_h": "mlp_h_x",
+    },
+    "vrnn": SHARED_NAMES
+    | {
+        "x_hidden": "dense_x",
+        "z_hidden": "dense_z",
+        "rnn": "dim_RNN",
+        "posterior_hidden": "dense_hx_z",
+        "prior_hidden": "dense_h_z",
+        "decoder_hidden": "dense_hz_x",
+        "mlp_x": "feature_extractor_x",
+        "mlp_z": "feature_extractor_z",
+        "lstm": "rnn",
+        "posterior_mlp": "mlp_hx_z",
+        "prior_mlp": "mlp_h_z",
+        "prior.mean": "prior_mean",
+        "prior.log_variance": "prior_logvar",
+        "decoder": "mlp_hz_x",
+    },
+    "srnn": SHARED_NAMES
+    | {
+        "x_hidden": "dense_x_h",
+        "h_rnn": "dim_RNN_h",
+        "hx_hidden": "dense_hx_g",
+        "g_rnn": "dim_RNN_g",
+        "posterior_hidden": "dense_gz_z",
+        "prior_hidden": "dense_hz_z",
+        "decoder_hidden": "dense_hz_x",
+        "mlp_x": "mlp_x_h",
+        "lstm_h": "rnn_h",
+        "mlp_hx": "mlp_hx_g",
+        "lstm_g": "rnn_g",
+        "posterior_mlp": "mlp_gz_z",
+        "prior_mlp": "mlp_hz_z",
+        "prior.mean": "prior_mean",
+        "prior.log_variance": "prior_logvar",
+        "decoder": "mlp_hz_x",
+    },
+    "rvae": SHARED_NAMES
+    | {
+        "x_hidden": "dense_x_gx",
+        "gx_rnn": "dim_RNN_g_x",
+        "z_hidden": "dense_z_gz",
+        "gz_rnn": "dim_RNN_g_z",
+        "posterior_hidden": "dense_g_z",
+        "decoder_z_hidden": "dense_z_h",
+        "h_rnn": "dim_RNN_h",
+        "decoder_hidden": "dense_h_x",
+        "bidirectional": "bidir_g_x",
+        "mlp_x": "mlp_x_gx",
+        "lstm_gx": "rnn_g_x",
+        "mlp_gz": "mlp_z_gz",
+        "lstm_gz": "rnn_g_z",
+        "posterior_mlp": "mlp_g_z",
+        "mlp_h": "mlp_z_h",
+        "lstm_h": "rnn_h",
+        "decoder": "mlp_h_x",
+    },
+    "dsae": SHARED_NAMES
+    | {
+        "posterior.mean": "inf_z_mean",
+        "posterior.log_variance": "inf_z_logvar",
+        "w_latent": "v_dim",
+        "x_hidden": "dense_x",
+        "v_rnn": "dim_RNN_gv",
+        "v_hidden": "dense_gv_v",
+        "xv_hidden": "dense_xv_gxv",
+        "xv_rnn": "dim_RNN_gxv",
+        "z_hidden": "dense_gxv_gz",
+        "z_rnn": "dim_RNN_gz",
+        "prior_rnn": "dim_RNN_prior",
+        "decoder_hidden": "dense_vz_x",
+        "mlp_x": "mlp_x",
+        "lstm_v": "rnn_g_v",
+        "mlp_v": "mlp_gv_v",
+        "posterior_v.mean": "inf_v_mean",
+        "posterior_v.log_variance": "inf_v_logvar",
+        "mlp_xv": "mlp_xv_gxv",
+        "lstm_xv": "rnn_g_xv",
+        "mlp_z": "mlp_gxv_gz",
+        "rnn_z": "rnn_g_z",
+        "lstm_prior": "rnn_prior",
+        "prior.mean": "prior_mean",
+        "prior.log_variance": "prior_logvar",
+        "decoder": "mlp_vz_x",
+    },
 }
 
 
@@ -148,7 +246,7 @@ def import_dvae_speech(state_dict: dict[str, torch.Tensor], network: dict[str, s
             raise CheckpointError("not a plain state dict of tensors")
     try:
         name, config = read_settings(network)
-        with torch.device("meta"):  # Without memory: a wrong size is found before it is allocated.
+        with torch.device("meta"):  # Sizes are checked before memory is allocated.
             sketch = build_model(name, **config)
         our_keys = {their_key(name, key, config): key for key, _ in sketch.named_parameters()}
         renamed = {}

@@ -6,8 +6,8 @@
     h_t = LSTM(MLP(z_t), h_{t−1})
     p(x_t | z_{1:t}):       l_t = linear(MLP(h_t))
 
-Non-causal (`bidirectional`): gx reads both ways (the causal direction's outputs come last), and so does h. The
-RVAE of its own paper has no MLPs: every width list empty.
+Non-causal (`bidirectional`): gx reads both ways (with the outputs of the causal direction last), and
+so does h. The RVAE of its own paper has no MLPs: all lists of widths are empty.
 """
 
 from dataclasses import dataclass
@@ -37,39 +37,44 @@ class RVAEConfig(RecurrentConfig):
 class RVAE(DVAE):
     def __init__(self, config: RVAEConfig):
         super().__init__(config)
-        activation, bins, latent, both = (
-            config.activation,
-            config.bins,
-            config.latent,
-            config.bidirectional,
-        )
+        activation = config.activation
+        bins = config.bins
+        latent = config.latent
+        bidirectional = config.bidirectional
         self.mlp_x = mlp(bins, config.x_hidden, activation)
-        self.lstm_gx = LSTM(self.mlp_x.outputs, config.gx_rnn, config.layers, True, both)
+        self.lstm_gx = LSTM(
+            self.mlp_x.outputs,
+            config.gx_rnn,
+            config.layers,
+            reverse=True,
+            bidirectional=bidirectional,
+        )
         self.mlp_gz = mlp(latent, config.z_hidden, activation)
         self.lstm_gz = LSTM(self.mlp_gz.outputs, config.gz_rnn, config.layers)
-        g = self.lstm_gx.outputs + config.gz_rnn
-        self.posterior_mlp = mlp(g, config.posterior_hidden, activation)
+        g_width = self.lstm_gx.outputs + config.gz_rnn
+        self.posterior_mlp = mlp(g_width, config.posterior_hidden, activation)
         self.posterior = GaussianHead(self.posterior_mlp.outputs, latent)
         self.mlp_h = mlp(latent, config.decoder_z_hidden, activation)
-        self.lstm_h = LSTM(self.mlp_h.outputs, config.h_rnn, config.layers, False, both)
+        self.lstm_h = LSTM(
+            self.mlp_h.outputs, config.h_rnn, config.layers, bidirectional=bidirectional
+        )
         self.decoder = mlp(self.lstm_h.outputs, config.decoder_hidden, activation)
         self.output = nn.Linear(self.decoder.outputs, bins)
 
     def infer_z(self, gx: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-        """q(z_t | z_{1:t−1}, x_{t:T}) and its sample, from gx (batch, frames, ·)."""
+        """Return q(z_t | z_{1:t−1}, x_{t:T}) and its sample, from gx (batch, frames, width)."""
         (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
-        of_gx, of_gz = weight[:, : gx.shape[-1]], weight[:, gx.shape[-1] :]
-        inputs, transition, lstm = (
-            F.linear(gx, of_gx, bias),
-            affine(self.mlp_gz),
-            self.lstm_gz.weights(),
-        )
+        width = gx.shape[-1]
+        inputs = F.linear(gx, weight[:, :width], bias)
+        gz_weight = weight[:, width:]
+        transition = affine(self.mlp_gz)
+        lstm = self.lstm_gz.weights()
         _, state = self.lstm_gz.step(self.mlp_gz(torch.zeros_like(noise[:, 0])))
         activation = self.config.activation
-        *q_z, z, _ = latent_scan(
-            inputs, noise, state, of_gz, posterior, transition, lstm, activation=activation
+        mean, log_variance, z, _ = latent_scan(
+            inputs, noise, state, gz_weight, posterior, transition, lstm, activation=activation
         )
-        return Gaussian(*q_z), z
+        return Gaussian(mean, log_variance), z
 
     def score(self, x_past: Tensor | None, z: Tensor, w: None = None) -> Score:
         return Score(self.output(self.decoder(self.lstm_h(self.mlp_h(z)))))
@@ -84,13 +89,19 @@ class RVAE(DVAE):
         """Compute `forward` one frame at a time."""
         noise_z = noise.z
         gx = self.lstm_gx.forward_reference(framewise(self.mlp_x, self.input_scale(x)))
-        q, zs, z, state = [], [], torch.zeros_like(noise_z[:, 0]), None
+        posteriors = []
+        samples = []
+        z = torch.zeros_like(noise_z[:, 0])
+        state = None
         for t in range(x.shape[1]):
             gz, state = self.lstm_gz.step(self.mlp_gz(z), state)
-            q.append(self.posterior(self.posterior_mlp(torch.cat([gx[:, t], gz], dim=-1))))
-            z = q[-1].sample(noise_z[:, t])
-            zs.append(z)
-        h = self.lstm_h.forward_reference(framewise(self.mlp_h, torch.stack(zs, dim=1)))
-        return stack_frames(
-            [DVAEOutput(self.output(self.decoder(h[:, t])), z, q[t]) for t, z in enumerate(zs)]
-        )
+            q_z = self.posterior(self.posterior_mlp(torch.cat([gx[:, t], gz], dim=-1)))
+            z = q_z.sample(noise_z[:, t])
+            posteriors.append(q_z)
+            samples.append(z)
+        h = self.lstm_h.forward_reference(framewise(self.mlp_h, torch.stack(samples, dim=1)))
+        frames = []
+        for t, z in enumerate(samples):
+            log_variance = self.output(self.decoder(h[:, t]))
+            frames.append(DVAEOutput(log_variance, z, posteriors[t]))
+        return stack_frames(frames)

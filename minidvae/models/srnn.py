@@ -6,7 +6,8 @@
     p(z_t | z_{t−1}, x_{1:t−1})   = head(MLP([h_t, z_{t−1}]))
     p(x_t | z_t, x_{1:t−1}):  l_t = linear(MLP([h_t, z_t]))
 
-Only the posterior waits for z_{t−1}: `latent_scan` runs it; all else is one pass over all frames.
+Only the posterior needs a sample of z_{t−1}: `latent_scan` computes it frame by frame. All else is
+one pass over all frames.
 """
 
 from dataclasses import dataclass
@@ -42,40 +43,46 @@ class SRNNConfig(RecurrentConfig):
 class SRNN(AutoregressiveDVAE):
     def __init__(self, config: SRNNConfig):
         super().__init__(config)
-        activation, bins, latent = config.activation, config.bins, config.latent
+        activation = config.activation
+        bins = config.bins
+        latent = config.latent
         self.mlp_x = mlp(bins, config.x_hidden, activation)
         self.lstm_h = LSTM(self.mlp_x.outputs, config.h_rnn, config.layers)
         self.mlp_hx = mlp(config.h_rnn + bins, config.hx_hidden, activation)
         self.lstm_g = LSTM(self.mlp_hx.outputs, config.g_rnn, config.layers, reverse=True)
-        gz, hz = config.g_rnn + latent, config.h_rnn + latent
-        self.posterior_mlp = mlp(gz, config.posterior_hidden, activation)
+        gz_width = config.g_rnn + latent
+        hz_width = config.h_rnn + latent
+        self.posterior_mlp = mlp(gz_width, config.posterior_hidden, activation)
         self.posterior = GaussianHead(self.posterior_mlp.outputs, latent)
-        self.prior_mlp = mlp(hz, config.prior_hidden, activation)
+        self.prior_mlp = mlp(hz_width, config.prior_hidden, activation)
         self.prior = GaussianHead(self.prior_mlp.outputs, latent)
-        self.decoder = mlp(hz, config.decoder_hidden, activation)
+        self.decoder = mlp(hz_width, config.decoder_hidden, activation)
         self.output = nn.Linear(self.decoder.outputs, bins)
 
     def infer_z(self, g: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-        """q(z_t | z_{t−1}, x_{1:T}) and its sample, from g (batch, frames, ·)."""
+        """Return q(z_t | z_{t−1}, x_{1:T}) and its sample, from g (batch, frames, g_rnn)."""
         (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
-        of_g, of_z = weight.split([g.shape[-1], self.config.latent], dim=1)
-        inputs, state = F.linear(g, of_g, bias), [torch.zeros_like(noise[:, 0])]
-        *q_z, z, _ = latent_scan(
-            inputs, noise, state, of_z, posterior, activation=self.config.activation
+        g_weight, z_weight = weight.split([g.shape[-1], self.config.latent], dim=1)
+        inputs = F.linear(g, g_weight, bias)
+        state = [torch.zeros_like(noise[:, 0])]
+        mean, log_variance, z, _ = latent_scan(
+            inputs, noise, state, z_weight, posterior, activation=self.config.activation
         )
-        return Gaussian(*q_z), z
+        return Gaussian(mean, log_variance), z
 
     def infer_prior(self, h: Tensor, z_past: Tensor) -> Gaussian:
-        """p(z_t | z_{t−1}, x_{1:t−1})"""
+        """Return p(z_t | z_{t−1}, x_{1:t−1})."""
         return self.prior(self.prior_mlp(torch.cat([h, z_past], dim=-1)))
 
     def likelihood(self, h: Tensor, z: Tensor) -> Tensor:
-        """log-variance of p(x_t | z_t, x_{1:t−1})"""
+        """Return the log-variance of p(x_t | z_t, x_{1:t−1})."""
         return self.output(self.decoder(torch.cat([h, z], dim=-1)))
 
     def infer(self, inputs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor, Tensor]:
         h = self.hidden(past(inputs))
-        return *self.infer_z(self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1))), noise), h
+        g = self.lstm_g(self.mlp_hx(torch.cat([h, inputs], dim=-1)))
+        q_z, z = self.infer_z(g, noise)
+        return q_z, z, h
 
     def hidden(self, x_past: Tensor, z: Tensor | None = None) -> Tensor:
         return self.lstm_h(self.mlp_x(x_past))
@@ -95,7 +102,8 @@ class SRNN(AutoregressiveDVAE):
         inputs = self.input_scale(x)
         h = self.lstm_h.forward_reference(framewise(self.mlp_x, past(inputs)))
         g = self.lstm_g.forward_reference(framewise(self.mlp_hx, torch.cat([h, inputs], dim=-1)))
-        frames, z = [], torch.zeros_like(noise_z[:, 0])
+        frames = []
+        z = torch.zeros_like(noise_z[:, 0])
         for t in range(x.shape[1]):
             q_z = self.posterior(self.posterior_mlp(torch.cat([g[:, t], z], dim=-1)))
             p_z = self.infer_prior(h[:, t], z)

@@ -1,10 +1,11 @@
 """STORN: stochastic recurrent network (Bayer & Osendorfer 2014; benchmark paper, section 7).
 
-    g_t = LSTM(MLP(x_t), g_{t−1})                              q(z_t | x_{1:t}) = head(MLP(g_t))
-    h_t = LSTM([MLP(z_t), MLP(x_{t−1})], h_{t−1})              p(x_t | x_{1:t−1}, z_{1:t}): l_t = linear(MLP(h_t))
-                                                               p(z_t) = N(0, I)
+    g_t = LSTM(MLP(x_t), g_{t−1})
+    q(z_t | x_{1:t}) = head(MLP(g_t)),    p(z_t) = N(0, I)
+    h_t = LSTM([MLP(z_t), MLP(x_{t−1})], h_{t−1})
+    p(x_t | x_{1:t−1}, z_{1:t}):  l_t = linear(MLP(h_t))
 
-Nothing waits for a sample of z: every layer is one pass over all frames.
+No layer needs a sample of z of the frame before: each is one pass over all frames.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ class STORNConfig(RecurrentConfig):
 class STORN(AutoregressiveDVAE):
     def __init__(self, config: STORNConfig):
         super().__init__(config)
-        activation, bins, latent = config.activation, config.bins, config.latent
+        activation = config.activation
+        bins = config.bins
+        latent = config.latent
         self.mlp_x = mlp(bins, config.x_hidden, activation)
         self.lstm_g = LSTM(self.mlp_x.outputs, config.g_rnn, config.layers)
         self.mlp_g = mlp(config.g_rnn, config.posterior_hidden, activation)
@@ -61,9 +64,8 @@ class STORN(AutoregressiveDVAE):
     def decode_frame(self, x_past, z_past, state, z, noise) -> DecodedFrame:
         if z is None:
             z = noise  # p(z_t) = N(0, I)
-        h, state = self.lstm_h.step(
-            torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state
-        )
+        features = torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1)
+        h, state = self.lstm_h.step(features, state)
         return DecodedFrame(self.output(self.mlp_h(h)), z, state)
 
     def forward_reference(self, x: Tensor, noise: Noise) -> DVAEOutput:
@@ -71,12 +73,12 @@ class STORN(AutoregressiveDVAE):
         noise_z = noise.z
         inputs = self.input_scale(x)
         g = self.lstm_g.forward_reference(framewise(self.mlp_x, inputs))
-        frames, state = [], None
+        frames = []
+        state = None
         for t, x_past in enumerate(past(inputs).unbind(1)):
             q_z = self.posterior(self.mlp_g(g[:, t]))
             z = q_z.sample(noise_z[:, t])
-            h, state = self.lstm_h.step(
-                torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1), state
-            )
+            features = torch.cat([self.mlp_z(z), self.mlp_past(x_past)], dim=-1)
+            h, state = self.lstm_h.step(features, state)
             frames.append(DVAEOutput(self.output(self.mlp_h(h)), z, q_z))
         return stack_frames(frames)

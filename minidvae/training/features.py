@@ -1,4 +1,4 @@
-"""Features of whole utterances, a row for each frame of `audio.FEATURE_STFT`, centred: what recognisers see."""
+"""Features of utterances for recognisers, a row for each frame of `audio.FEATURE_STFT`, centred."""
 
 import hashlib
 import json
@@ -29,47 +29,55 @@ FEATURE_EXTRACTORS = {
     "fbank": FeatureExtractor(80, audio.fbank),
     "log_magnitude": FeatureExtractor(200, audio.log_magnitude),
 }
-KEPT = 2**28  # bytes of spectral features that are kept once made
+CACHE_BYTES = 2**28  # spectral features that are kept in memory
 SEGMENTS_PER_BATCH = 1024
-FORMAT = 1  # of the files of latents: another number makes them anew
+FORMAT = 1  # version of the files of latents; with another number they are made again
 
 
 def stft_of(recipe: Recipe) -> audio.STFT:
-    return (
-        audio.STFT(recipe.window, recipe.hop) if recipe.features == "power" else audio.FEATURE_STFT
-    )
+    """Return the STFT of the features of a recipe."""
+    if recipe.features == "power":
+        return audio.STFT(recipe.window, recipe.hop)
+    return audio.FEATURE_STFT
 
 
 def bins_of(recipe: Recipe) -> int:
-    return (
-        stft_of(recipe).bins
-        if recipe.features == "power"
-        else FEATURE_EXTRACTORS[recipe.features].bins
-    )
+    """Return the number of bins of the features of a recipe."""
+    if recipe.features == "power":
+        return stft_of(recipe).bins
+    return FEATURE_EXTRACTORS[recipe.features].bins
 
 
 class SpectralFeatures:
-    """Made of the waveforms when asked for; the first `room` bytes of them are kept."""
+    """Features that are computed from the waveforms when needed. The first `cache_bytes` of them
+    are kept."""
 
     extractor = ""
 
-    def __init__(self, corpus: Corpus, kind: str, device: torch.device, room: int = KEPT):
-        self.corpus, self.device = corpus, device
-        self.bins, self.function = FEATURE_EXTRACTORS[kind]
-        self.kept, self.room = {}, room
+    def __init__(
+        self, corpus: Corpus, name: str, device: torch.device, cache_bytes: int = CACHE_BYTES
+    ):
+        self.corpus = corpus
+        self.device = device
+        self.bins, self.extract = FEATURE_EXTRACTORS[name]
+        self.cache = {}
+        self.free_bytes = cache_bytes
 
     def __getitem__(self, i: int) -> Tensor:
-        if i in self.kept:
-            return self.kept[i]
-        x = self.function(torch.from_numpy(self.corpus.waveform(i, trim=False)).to(self.device))
-        if x.nbytes <= self.room:
-            self.kept[i], self.room = x, self.room - x.nbytes
+        if i in self.cache:
+            return self.cache[i]
+        waveform = torch.from_numpy(self.corpus.waveform(i, trim=False))
+        x = self.extract(waveform.to(self.device))
+        if x.nbytes <= self.free_bytes:
+            self.cache[i] = x
+            self.free_bytes -= x.nbytes
         return x
 
 
 class LatentFeatures:
-    """Mean and log-variance of a latent's posterior, of the segment around each frame, from a trained FHVAE or β-VAE,
-    `extractor` its digest. Made once for a corpus and an extractor, into a file beside the packed corpus."""
+    """Mean and log-variance of the posterior of a latent, for the segment around each frame, by a
+    trained FHVAE or β-VAE, whose digest is `extractor`. They are computed once for a corpus and an
+    extractor, into a file beside the packed corpus."""
 
     def __init__(self, corpus: Corpus, folder: str, latent: str, device: torch.device):
         self.device = device
@@ -78,53 +86,43 @@ class LatentFeatures:
             raise CheckpointError(
                 f"extractor={folder}: holds a {content['model']}; expected {' or '.join(LATENTS)}"
             )
-        if latent not in LATENTS[content["model"]]:
-            there = " or ".join(f"latent={name}" for name in LATENTS[content["model"]])
+        latents = LATENTS[content["model"]]
+        if latent not in latents:
+            expected = " or ".join(f"latent={name}" for name in latents)
             raise CheckpointError(
-                f"extractor={folder}: a {content['model']} has no {latent}; expected {there}"
+                f"extractor={folder}: a {content['model']} has no {latent}; expected {expected}"
             )
         features = content["plan"]["recipe"]["features"]
         self.bins = 2 * getattr(model.config, "latent" if latent == "z" else f"{latent}_latent")
         self.ends = np.cumsum([audio.FEATURE_STFT.frames(u.length) for u in corpus.utterances])
 
-        digest = hashlib.sha256(
-            json.dumps([content["model"], asdict(model.config), features]).encode()
-        )
+        description = json.dumps([content["model"], asdict(model.config), features])
+        digest = hashlib.sha256(description.encode())
         for parameter in model.state_dict().values():
             digest.update(parameter.cpu().numpy().tobytes())
         self.extractor = digest.hexdigest()[:24]
-        key = hashlib.sha256(
-            json.dumps([FORMAT, corpus.fingerprint, self.extractor, latent]).encode()
-        )
+        key = json.dumps([FORMAT, corpus.fingerprint, self.extractor, latent])
+        key = hashlib.sha256(key.encode())
         file = Path(corpus.packed.filename).parent / f"latents-{key.hexdigest()[:24]}.npy"
         if not file.exists():
-            self.write(
-                file, model.eval(), latent, SpectralFeatures(corpus, features, device, room=0)
-            )
+            spectral = SpectralFeatures(corpus, features, device, cache_bytes=0)
+            self.write(file, model.eval(), latent, spectral)
         self.rows = np.load(file, mmap_mode="r")
 
     @torch.no_grad()
     def write(self, file: Path, model, latent: str, spectral: SpectralFeatures) -> None:
-        described = {
-            "descr": "<f4",
-            "fortran_order": False,
-            "shape": (int(self.ends[-1]), self.bins),
-        }
-        with atomic_write(file) as beside, open(beside, "wb") as rows:
-            np.lib.format.write_array_header_1_0(rows, described)
-            for i in trange(
-                len(self.ends), desc=f"extracting {latent}", unit=" utterances", disable=None
-            ):
-                x, frames = spectral[i], model.config.frames
-                before, after = (
-                    x[:1].expand(frames // 2, -1),
-                    x[-1:].expand(frames - frames // 2 - 1, -1),
-                )
-                segments = (
-                    torch.cat([before, x, after]).unfold(0, frames, 1).transpose(1, 2)
-                )  # one around each frame
-                for some in segments.split(SEGMENTS_PER_BATCH):
-                    posterior = torch.cat(encode(model, some, latent), dim=-1)
+        """Write the latents of all utterances as a NumPy file (all frames, bins)."""
+        shape = (int(self.ends[-1]), self.bins)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        progress = trange(
+            len(self.ends), desc=f"extracting {latent}", unit=" utterances", disable=None
+        )
+        with atomic_write(file) as temporary, open(temporary, "wb") as rows:
+            np.lib.format.write_array_header_1_0(rows, header)
+            for i in progress:
+                segments = segments_around_frames(spectral[i], model.config.frames)
+                for batch in segments.split(SEGMENTS_PER_BATCH):
+                    posterior = torch.cat(encode(model, batch, latent), dim=-1)
                     rows.write(posterior.float().cpu().numpy().astype("<f4").tobytes())
 
     def __getitem__(self, i: int) -> Tensor:
@@ -132,8 +130,16 @@ class LatentFeatures:
         return torch.from_numpy(np.array(self.rows[start : self.ends[i]])).to(self.device)
 
 
+def segments_around_frames(x: Tensor, num_frames: int) -> Tensor:
+    """Return the segment around each frame of an utterance, (frames, bins) → (frames, num_frames,
+    bins). The first and the last frame are repeated beyond the ends."""
+    before = x[:1].expand(num_frames // 2, -1)
+    after = x[-1:].expand(num_frames - num_frames // 2 - 1, -1)
+    return torch.cat([before, x, after]).unfold(0, num_frames, 1).transpose(1, 2)
+
+
 def encode(model, segments: Tensor, latent: str) -> Gaussian:
-    """q(latent | x) of segments; z1's with z2 at its mean"""
+    """Return q(latent | x) of segments; that of z1 with z2 at its mean."""
     posterior = model.infer(segments)
     return posterior if latent == "z" else getattr(posterior, f"q_{latent}")
 
@@ -141,21 +147,24 @@ def encode(model, segments: Tensor, latent: str) -> Gaussian:
 def utterance_features(
     corpus: Corpus, recipe: Recipe, device: torch.device
 ) -> SpectralFeatures | LatentFeatures:
-    """The features that a recipe names: those of `extractor` where there is one, else its `features`. Raises
-    CheckpointError where the extractor is missing, is no FHVAE or β-VAE or has no such latent."""
+    """Return the features of a recipe: those of `extractor` where there is one, else its
+    `features`. Raises CheckpointError where the extractor is missing, is no FHVAE or β-VAE or has
+    no such latent."""
     if recipe.extractor:
         return LatentFeatures(corpus, recipe.extractor, recipe.latent, device)
     return SpectralFeatures(corpus, recipe.features, device)
 
 
 def mean_and_deviation(pieces: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Per bin, in float64, over all frames of pieces (frames, bins): (bins,) each"""
-    count, total, squares = 0, 0.0, 0.0
-    for frames in (piece.double() for piece in pieces):
-        count, total, squares = (
-            count + len(frames),
-            total + frames.sum(0),
-            squares + frames.square().sum(0),
-        )
+    """Return mean and standard deviation per bin, (bins,) each, in float64, over all frames of
+    pieces (frames, bins)."""
+    count = 0
+    total = 0.0
+    squares = 0.0
+    for piece in pieces:
+        frames = piece.double()
+        count += len(frames)
+        total = total + frames.sum(0)
+        squares = squares + frames.square().sum(0)
     mean = total / count
     return mean, (squares / count - mean.square()).clamp_min(0).sqrt()

@@ -375,8 +375,8 @@ def add_task_arguments(add) -> None:
 
 
 def move_runs_out_of_tasks(args: argparse.Namespace) -> None:
-    """Move runs from the tasks to the runs. In `--task exchange runs/A`, argparse takes `runs/A` for
-    a task."""
+    """Move runs from the tasks to the runs. In `--task exchange runs/A`, argparse takes `runs/A`
+    for a task."""
     for word in (args.task or [])[1:]:
         is_run = "/" in word or Path(word).exists() or word in checkpoint.pretrained()
         if word not in TASKS and is_run:

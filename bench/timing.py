@@ -208,8 +208,8 @@ class MeasurementTable:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows that `MeasurementTable.add` wrote; none where there is no such file. Raises SettingError
-    where the file has other columns."""
+    """Return the rows that `MeasurementTable.add` wrote; none where there is no such file. Raises
+    SettingError where the file has other columns."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

@@ -201,7 +201,8 @@ def mix(test: Corpus, index: int, snr: float, clips: list[np.ndarray] | None, se
 
 
 def noise_clips(folder: Path) -> list[np.ndarray]:
-    """Return the sounds of a folder that are not silent. Raises SettingError where there is none."""
+    """Return the sounds of a folder that are not silent. Raises SettingError where there are
+    none."""
     clips = []
     for path in sound_files(folder):
         clip = audio.load(path)

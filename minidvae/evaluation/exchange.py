@@ -27,7 +27,7 @@ from .runs import Options, Run, generator_for
 
 MODELS = [name for name, (kind, _) in ALL_MODELS.items() if issubclass(kind, LigHTDVAE | DSAE)]
 
-PAIRS = 32  # of utterances, of different sexes where these are known
+PAIRS = 32  # pairs of utterances, of speakers of different sexes where these are known
 EXAMPLES = 3  # pairs of which sound and spectrograms are kept
 QUIET = 30.0  # dB under the loudest frame: quieter ones have no part in the mean log-spectrum
 MIN_F0_DISTANCE = 0.1  # ln Hz: pairs that are nearer cannot show which one the F0 follows
@@ -100,7 +100,9 @@ def evaluate_run(run: Run, options: Options) -> RunResult:
         if number < EXAMPLES:
             sounds += example_sounds(run, a, b, options.seed)
             pictures.append(example_figure(run, a, b))
-    measures = [{name: row[name] for name in COLUMNS} for row in rows]
+    measures = []
+    for row in rows:
+        measures.append({name: row[name] for name in COLUMNS})
     values = {"summary": metrics.summary(measures), "exchanges": rows}
     return run.result(values, sounds=sounds, figures=pictures)
 

@@ -56,7 +56,7 @@ MAX_ERROR_UTTERANCES = 200  # utterances from which a recogniser's error rate is
 
 EXACT_PHASE = "exact phase"
 GRIFFIN_LIM = "Griffin-Lim"
-PARTS = ("sampling", GRIFFIN_LIM, "features")  # of the time that a clip takes
+PARTS = ("sampling", GRIFFIN_LIM, "features")  # what is timed
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -120,19 +120,19 @@ class RecogniserFeatures:
         return features
 
     def describe(self) -> str:
-        """Say what it is and how well it recognises."""
-        about = self.about
-        if about["error_rate"] is None:
-            rate = f"unknown ({about['unknown']})"
+        """Return a sentence about the recogniser and its error rate."""
+        facts = self.about
+        if facts["error_rate"] is None:
+            rate = f"unknown ({facts['unknown']})"
         else:
             rate = (
-                f"{100 * about['error_rate']:.1f} %, on {about['utterances']} test utterances of "
+                f"{100 * facts['error_rate']:.1f} %, on {facts['utterances']} test utterances of "
                 "that corpus, greedy"
             )
         return (
-            f"Features: {about['features']} of {about['run']}, a deepspeech2 trained on "
-            f"{about['trained_on']} for {about['step']:,} steps. Its error rate in "
-            f"{about['symbols']}: {rate}."
+            f"Features: {facts['features']} of {facts['run']}, a deepspeech2 trained on "
+            f"{facts['trained_on']} for {facts['step']:,} steps. Its error rate in "
+            f"{facts['symbols']}: {rate}."
         )
 
 
@@ -182,7 +182,7 @@ class Stopwatch:
 
 @dataclass
 class ClipSource:
-    """Where the clips of a row come from."""
+    """A model, or real speech, that makes the clips of a row."""
 
     title: str
     make_clips: Callable[[range], Tensor]  # numbers of clips → waveforms (n, CLIP_SAMPLES)
@@ -433,7 +433,8 @@ def load_recogniser(options: Options, device: torch.device) -> RecogniserFeature
 
 
 def evaluate(runs: list[Run], options: Options) -> Evaluation:
-    """Return sounds and a contact sheet for each run; with a recogniser, a table for each corpus."""
+    """Return sounds and a contact sheet for each run; with a recogniser, a table for each
+    corpus."""
     recogniser = load_recogniser(options, runs[0].device)
     body = list(choose_w(runs, options.w, options.seed))
     if recogniser is None:

@@ -16,13 +16,13 @@ def conversion_pairs(test: Corpus, count: int, seed: int) -> list[tuple[int, int
         source = number * len(test) // count
         speaker = test.utterances[source].speaker
         sex = test.utterances[source].sex
-        others = []
+        candidates = []
         other_sex = []
         for index, utterance in enumerate(test.utterances):
             if utterance.speaker != speaker:
-                others.append(index)
+                candidates.append(index)
                 if {utterance.sex, sex} == {"F", "M"}:
                     other_sex.append(index)
-        if others:
-            pairs.append((source, int(random.choice(other_sex or others))))
+        if candidates:
+            pairs.append((source, int(random.choice(other_sex or candidates))))
     return pairs

@@ -1,7 +1,5 @@
-"""How an `Evaluation` is shown: as text, as files in the folder of each run, as JSON, and as an HTML
-page.
-
-Also what evaluations use to format the cells of their tables.
+"""Rendering of an `Evaluation` as text, as files in the folder of each run, as JSON, and as an HTML
+page; and functions that format the cells of tables.
 """
 
 import base64
@@ -129,19 +127,19 @@ def render_text(evaluation: Evaluation) -> str:
 
 
 def to_json(evaluation: Evaluation) -> list[dict]:
-    """Return the values of each run, with what they are of."""
+    """Return the values of each run, with its folder, model, corpus, split and seed."""
     return [run_to_json(evaluation, result) for result in evaluation.results]
 
 
 def run_to_json(evaluation: Evaluation, result: RunResult) -> dict:
-    about = {
+    source = {
         "run": result.run,
         "model": result.model,
         "data": result.data,
         "split": evaluation.settings["split"],
         "seed": evaluation.settings["seed"],
     }
-    return about | result.values
+    return source | result.values
 
 
 def folder_name(evaluation: Evaluation, result: RunResult) -> str:
@@ -162,7 +160,7 @@ def short_name(path: str) -> str:
     """Return a name that a folder can have. Paths differ by the end of the name, even if their last
     components are the same."""
     name = Path(path).name
-    allowed = "".join(c if c.isalnum() or c in ",._+-" else "_" for c in name)
+    allowed = re.sub(r"[^\w,.+-]", "_", name)
     if allowed == path:
         return path
     return f"{allowed}-{zlib.crc32(path.encode()):08x}"
@@ -245,7 +243,9 @@ def write_html(
         section, groups = page_section(evaluation, task_command, runs)
         sections.append(section)
         groups_of_sections.append(groups)
-    all_runs = {run.folder: run for _, _, runs in evaluations for run in runs}
+    all_runs = {}
+    for _, _, runs in evaluations:
+        all_runs.update({run.folder: run for run in runs})
     content = {
         "command": command,
         "models": [model_row(run) for run in all_runs.values()],
@@ -335,21 +335,21 @@ def add_figure(
 
 
 def licences(runs: list[Run]) -> list[str]:
-    """Return whose speech the page passes on."""
-    found = set()
+    """Return the licences of the speech on the page."""
+    names = set()
     for run in runs:
         if run.corpus is not None:
-            found.add(LICENCES.get(run.corpus.without_conditions().layout))
-    return sorted(found - {None})
+            names.add(LICENCES.get(run.corpus.without_conditions().layout))
+    return sorted(names - {None})
 
 
 def data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def encode_picture(image: bytes | np.ndarray, **about) -> dict:
+def encode_picture(image: bytes | np.ndarray, **fields) -> dict:
     """Return the content of an image file, or pixels (height, width, 3), as a WebP of at most
-    MAX_PICTURE_WIDTH, with `about`."""
+    MAX_PICTURE_WIDTH, with `fields`."""
     from PIL import Image
 
     if isinstance(image, bytes):
@@ -360,7 +360,7 @@ def encode_picture(image: bytes | np.ndarray, **about) -> dict:
     content = io.BytesIO()
     picture.convert("RGB").save(content, "WEBP", quality=45)
     source = data_uri("image/webp", content.getvalue())
-    return about | {"src": source, "width": picture.width, "height": picture.height}
+    return fields | {"src": source, "width": picture.width, "height": picture.height}
 
 
 def encode_traversal(traversal: Traversal, run_label: str) -> dict:

@@ -17,17 +17,15 @@ class Table:
 
     heading: list[str]
     rows: list[list[str]]
-    left_columns: int = (
-        1  # columns that are flush left; the others hold numbers and are flush right
-    )
+    left_columns: int = 1  # number of columns that are flush left; the others are flush right
 
 
 @dataclass
 class Sound:
     """A sound to listen to. Sounds of one group are shown beside one another."""
 
-    group: str  # what they have in common, usually the name of an utterance
-    label: str  # what this one is: "original", "resynthesis", "noisy", …
+    group: str  # usually the name of an utterance
+    label: str  # "original", "resynthesis", "noisy", …
     waveform: np.ndarray  # (samples,)
     sample_rate: int = SAMPLE_RATE
 
@@ -38,12 +36,12 @@ class Figure:
 
     label: str  # the caption
     png: bytes  # the content of a PNG file
-    group: str = ""  # of the sounds that it belongs to; empty: it stands by itself
+    group: str = ""  # group of the sounds that it belongs to; empty: none
 
 
 @dataclass
 class Traversal:
-    """What is decoded while one latent after the other takes several values."""
+    """Segments that are decoded while one latent after the other takes several values."""
 
     label: str
     png: bytes  # tiles of one size, see `figures.traversal_tiles`
@@ -70,8 +68,8 @@ class Evaluation:
     """The result of one task for one or several runs."""
 
     task: str  # a key of `evaluate.TASKS`
-    description: str  # what was evaluated, after which paper
-    settings: dict  # what the results depend on beside the run: split, limit, seed, mode, …
+    description: str  # a sentence that names the evaluation and its paper
+    settings: dict  # options that change the results: split, limit, seed, mode, …
     body: list[str | Table]  # paragraphs and tables, in the order in which they are shown
     results: list[RunResult]  # one for each run, in their order
 

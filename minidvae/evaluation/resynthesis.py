@@ -1,6 +1,7 @@
 """Analysis-resynthesis of whole utterances (LigHT-DVAE paper, Table 1; DVAE benchmark paper,
 Table 2)."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -115,17 +116,17 @@ def evaluate_run(run: Run, options: Options) -> RunResult:
 
     measured = metrics.metrics_of(pairs())
     measures = list(tqdm(measured, "resynthesis", len(test), unit="utterance", disable=None))
-    indices = [index for group in groups for index in group]
+    indices = list(itertools.chain(*groups))
     rows = {}
     for index, row in zip(indices, measures, strict=True):
         utterance = test.utterances[index]
         start, stop = utterance.trim
-        about = {
+        fields = {
             "name": utterance.name,
             "speaker": utterance.speaker,
             "seconds": (stop - start) / SAMPLE_RATE,
         }
-        rows[index] = about | row
+        rows[index] = fields | row
     values = {
         "mode": options.mode,
         "summary": metrics.summary(measures),

@@ -1,6 +1,7 @@
 """What an evaluation is given: trained models with the speech that they are evaluated on, and the
 options of the user."""
 
+import itertools
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from .results import RunResult
 class Run:
     """A trained model and the speech that it is evaluated on."""
 
-    folder: Path  # as the user named it
-    name: str  # of the model, a key of models.MODELS
+    folder: Path  # run folder, as the user named it
+    name: str  # name of the model, a key of models.MODELS
     model: nn.Module
     stft: STFT
-    content: dict  # of its checkpoint; {"model": name} for a published one
+    content: dict  # content of the checkpoint; {"model": name} for a published model
     data: str  # the corpus: built-in, a folder, a manifest
     corpus: Corpus | None  # all its splits; None for recorded pairs
     test: Corpus | list  # the utterances to evaluate on; of recorded pairs a list of mixtures
@@ -109,6 +110,6 @@ def group_by_corpus(runs: list[Run]) -> list[list[Run]]:
 def in_order_of(runs: list[Run], results: list[RunResult]) -> list[RunResult]:
     """Return the results of runs that were evaluated corpus by corpus in the order of the runs."""
     order = {id(run): number for number, run in enumerate(runs)}
-    grouped = [run for group in group_by_corpus(runs) for run in group]
+    grouped = list(itertools.chain(*group_by_corpus(runs)))
     pairs = sorted(zip(grouped, results, strict=True), key=lambda pair: order[id(pair[0])])
     return [result for _, result in pairs]

@@ -1,4 +1,4 @@
-"""Recognition of phones, characters and words, by domain (FHVAE paper, section 4.3, Tables 2 and 3).
+"""Recognition of phones, characters and words, by domain (FHVAE paper, section 4.3, Tables 2, 3).
 
 Phones of a frame-wise model by Viterbi, symbols of a CTC model by prefix beam search, both with a
 bigram; words through a lexicon with a bigram of words. The bigrams are estimated on the transcripts
@@ -112,19 +112,19 @@ def pronunciations(
         for utterance in training.utterances:
             words.update(words_of(utterance.text))
         entries = [(word, tuple(word)) for word in words]
-    known = set()
+    usable = set()
     for word, phones in entries:
         spelled = []
         for phone in phones:
             spelled.append(phone if phone in symbols else re.sub(r"\d", "", phone.lower()))
         if symbols.issuperset(spelled):
-            known.add((word, tuple(spelled)))
-    if lexicon and not known:
+            usable.add((word, tuple(spelled)))
+    if lexicon and not usable:
         examples = " ".join(sorted(symbols)[:8])
         raise SettingError(
             f"{lexicon}: {run.folder} has the symbols of none of its words; it has {examples} …"
         )
-    return sorted(known)
+    return sorted(usable)
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def outputs(run: Run, corpus: Corpus) -> list[np.ndarray]:
             f"{run.recipe.extractor}: not the model that {run.folder} was trained with"
         )
     order = sorted(range(len(corpus)), key=lambda i: corpus.utterances[i].length)
-    found = {}
+    scores_of = {}
     for first in tqdm(range(0, len(order), BATCH), str(run.folder), leave=False, disable=None):
         indices = order[first : first + BATCH]
         rows = [features[i] for i in indices]
@@ -151,20 +151,20 @@ def outputs(run: Run, corpus: Corpus) -> list[np.ndarray]:
         log_probabilities = log_probabilities.float().cpu().numpy()
         for i, row, length in zip(indices, log_probabilities, lengths.tolist(), strict=True):
             run.check_finite(row[:length])
-            found[i] = row[:length].copy()
-    return [found[i] for i in range(len(corpus))]
+            scores_of[i] = row[:length].copy()
+    return [scores_of[i] for i in range(len(corpus))]
 
 
 @dataclass
 class RecognitionTask:
-    """What is recognised, symbols or words, and how."""
+    """Recognition of symbols or of words."""
 
     measure: str  # PER, CER or WER
     reference: Callable[[Utterance], list[str]]
-    decode: Callable[[np.ndarray, float, float], list[str]]  # of outputs, weight and penalty
-    grid: tuple[tuple[float, float], ...]  # of (weight, penalty)
+    decode: Callable[[np.ndarray, float, float], list[str]]  # (outputs, weight, penalty) → symbols
+    grid: tuple[tuple[float, float], ...]  # pairs (weight, penalty) to choose from
     max_tuning_utterances: int
-    vocabulary: frozenset[str]  # what can be recognised
+    vocabulary: frozenset[str]  # symbols or words that can be recognised
 
 
 def symbols_task(run: Run, training: Corpus) -> RecognitionTask:
@@ -180,10 +180,10 @@ def symbols_task(run: Run, training: Corpus) -> RecognitionTask:
 
     def decode(scores: np.ndarray, weight: float, penalty: float) -> list[str]:
         if recipe.targets == "frames":
-            found = viterbi(scores, bigram, weight, penalty, MIN_PHONE_FRAMES)
+            path = viterbi(scores, bigram, weight, penalty, MIN_PHONE_FRAMES)
         else:
-            found = ctc_beam(scores, bigram=bigram, weight=weight, penalty=penalty)
-        return scored([symbols[number] for number in found], recipe, symbols)
+            path = ctc_beam(scores, bigram=bigram, weight=weight, penalty=penalty)
+        return scored([symbols[number] for number in path], recipe, symbols)
 
     def reference(utterance: Utterance) -> list[str]:
         return scored(transcript(utterance, recipe.targets), recipe, symbols)
@@ -209,10 +209,15 @@ def words_task(run: Run, training: Corpus, lexicon: Path | None) -> RecognitionT
     symbols = {symbol: number for number, symbol in enumerate(run.model.config.symbols, first)}
     words = sorted({word for word, _ in entries})
     numbers = {word: number for number, word in enumerate(words)}
-    spelled = [(numbers[word], [symbols[symbol] for symbol in phones]) for word, phones in entries]
+    spelled = []
+    for word, phones in entries:
+        spelled.append((numbers[word], [symbols[phone] for phone in phones]))
     pauses = (" ",) if run.recipe.targets == "characters" else SILENCES
     pause = next((symbols[symbol] for symbol in pauses if symbol in symbols), None)
-    sequences = [[numbers[word] for word in text if word in numbers] for text in texts if text]
+    sequences = []
+    for text in texts:
+        if text:
+            sequences.append([numbers[word] for word in text if word in numbers])
     bigram = Bigram.fit(sequences, len(words))
     blank = 0 if is_ctc else None
     network = Lexicon.build(spelled, bigram, pause, MIN_PHONE_FRAMES, blank=blank)
@@ -269,7 +274,9 @@ def tune(task: RecognitionTask, tuning: Corpus, scores: list[np.ndarray]) -> dic
 
 def columns_of(test: Corpus) -> list[str]:
     """Return the domains that some of the utterances are in and others are not, and "all"."""
-    counts = {name: sum(in_domain(u, name) for u in test.utterances) for name in DOMAINS}
+    counts = {}
+    for name in DOMAINS:
+        counts[name] = len([u for u in test.utterances if in_domain(u, name)])
     return [name for name in COLUMNS if name == "all" or 0 < counts[name] < len(test)]
 
 
@@ -383,8 +390,11 @@ def measure_task(
             errors.append((utterance, align(reference, hypothesis)))
     by_domain = {}
     for name in columns_of(test):
-        inside = [e for u, e in errors if name == "all" or in_domain(u, name)]
-        by_domain[name] = summarise(inside)
+        of_domain = []
+        for utterance, utterance_errors in errors:
+            if name == "all" or in_domain(utterance, name):
+                of_domain.append(utterance_errors)
+        by_domain[name] = summarise(of_domain)
     return {
         "utterances": len(errors),
         "vocabulary": len(task.vocabulary),
@@ -398,7 +408,10 @@ def table(results: list[RunResult], measure: str, layout: str | None = None) -> 
     corpus if published rows may stand below ours."""
     results = [result for result in results if measure in result.values["measures"]]
     errors = [result.values["measures"][measure]["errors"] for result in results]
-    columns = [name for name in COLUMNS if any(name in domains for domains in errors)]
+    columns = []
+    for name in COLUMNS:
+        if any(name in domains for domains in errors):
+            columns.append(name)
     lines = []
     trained = []
     for result, domains in zip(results, errors, strict=True):
@@ -470,8 +483,8 @@ def describe_corpus(
         for measure, values in result.values["measures"].items():
             if values["unknown"]:
                 body.append(
-                    f"{result.run}, {measure}: {values['unknown']} of the reference's are not among "
-                    f"the {values['vocabulary']} that it knows."
+                    f"{result.run}, {measure}: {values['unknown']} of the reference's are not "
+                    f"among the {values['vocabulary']} that it knows."
                 )
     if options.split != "test":
         body.append(

@@ -27,8 +27,8 @@ from .encoding import EncodedUtterance, encode, features_of
 
 MODELS = ["fhvae"]
 
-GRID_ROWS = 4  # of block A in Figure 4
-GRID_COLUMNS = 10  # of block B
+GRID_ROWS = 4  # rows of block A in Figure 4
+GRID_COLUMNS = 10  # columns of block B
 TRAVERSAL_SEEDS = 5
 TRAVERSAL_VALUES = np.linspace(-3, 3, 7)
 TILED_LATENTS = 8  # latents whose traversal an HTML page shows with a slider
@@ -149,13 +149,16 @@ def clean_reference(test: Corpus, index: int) -> int:
     `index` where there is no other."""
     later = range(index + 1, len(test))
     earlier = range(index)
-    others = []
+    candidates = []
     for other in [*later, *earlier]:
         if test.utterances[other].condition in CLEAN:
-            others.append(other)
+            candidates.append(other)
     speaker = test.utterances[index].speaker
-    of_speaker = [other for other in sorted(others) if test.utterances[other].speaker == speaker]
-    return (of_speaker or others or [index])[0]
+    of_speaker = []
+    for other in sorted(candidates):
+        if test.utterances[other].speaker == speaker:
+            of_speaker.append(other)
+    return (of_speaker or candidates or [index])[0]
 
 
 def noisy_utterances(test: Corpus) -> list[int]:
@@ -231,8 +234,8 @@ def movement(
     result = {"pairs": len(pairs)}
     if pairs:
         for way, shares in phones.items():
-            known = [share for share in shares if not math.isnan(share)]
-            result[way] = {"phones": float(np.mean(known))} if known else {}
+            finite = [share for share in shares if not math.isnan(share)]
+            result[way] = {"phones": float(np.mean(finite))} if finite else {}
     for (way, name), shares in moved.items():
         result[way] |= {name: float(np.median(shares)), f"{name}_pairs": len(shares)}
     result["instruments"] = instrument_quality(test, measured)
@@ -242,14 +245,14 @@ def movement(
 def instrument_quality(
     test: list[probes.ObservedUtterance], measured: dict[int, dict[str, float]]
 ) -> dict[str, float]:
-    """Return R² of what is measured on real features against what is known of the utterances."""
+    """Return R² of the values measured on real features against the true ones."""
     quality = {}
     for name in MIN_DISTANCES:
         rows = [[getattr(test[i], name), values[name]] for i, values in measured.items()]
-        known = torch.tensor(rows).view(-1, 2)
-        known = known[~known.isnan().any(1)]
-        if len(known) > 1:
-            quality[name] = probes.r_squared(known[:, 1], known[:, 0])
+        pairs = torch.tensor(rows).view(-1, 2)
+        pairs = pairs[~pairs.isnan().any(1)]
+        if len(pairs) > 1:
+            quality[name] = probes.r_squared(pairs[:, 1], pairs[:, 0])
     return quality
 
 
@@ -404,7 +407,8 @@ def transform_utterances(run: Run, seed: int) -> tuple[list[Figure], list[Sound]
         if name in names or len(names) == 2:
             continue
         names.add(name)
-        source, reference = (encode_side_by_side(run, run.test, i) for i in pair)
+        source = encode_side_by_side(run, run.test, pair[0])
+        reference = encode_side_by_side(run, run.test, pair[1])
         pictures.append(draw_transformation(run, name, source, reference, titles))
         sounds += transformation_sounds(run, name, source, reference, seed)
     noisy = noisy_utterances(run.test)

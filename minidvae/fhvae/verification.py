@@ -53,8 +53,8 @@ def read_trials(path: Path, corpus: Corpus) -> np.ndarray:
         words = line.split()
         if len(words) != 3 or words[2] not in ("target", "nontarget"):
             raise CorpusError(
-                f"{path}: line {line_number}: {line.strip()[:60]!r}; expected lines of three words: "
-                "enrol test target|nontarget"
+                f"{path}: line {line_number}: {line.strip()[:60]!r}; expected lines of three "
+                "words: enrol test target|nontarget"
             )
         for name in words[:2]:
             if name not in index:
@@ -181,7 +181,7 @@ class SpeakerVectors:
 
     run: str | None  # the folder of the model; None: i-vectors
     features: str  # "μ2", "w", "i-vector", …
-    alpha: float | None  # of an FHVAE
+    alpha: float | None  # α of the FHVAE
     training: np.ndarray
     test: np.ndarray
 

@@ -1,7 +1,8 @@
-"""What the kernels share: Triton or its absence, which tensors a kernel takes, activations, rows in tiles.
+"""What the kernels share: Triton or its absence, which tensors a kernel takes, activations, rows in
+tiles.
 
-Every fused path runs in Triton's interpreter too, on CPU tensors, when TRITON_INTERPRET=1 is set before the import.
-The public functions never take it there: on the CPU they take plain PyTorch.
+Every fused path runs in Triton's interpreter too, on CPU tensors, when TRITON_INTERPRET=1 is set
+before the import. The public functions never take it there: on the CPU they take plain PyTorch.
 """
 
 from contextlib import nullcontext
@@ -23,7 +24,8 @@ except ImportError:  # not on this platform: the definitions below are read, and
 else:
     HAS_TRITON, INTERPRETED = True, triton.knobs.runtime.interpret
 
-# The interpreter keeps bfloat16 as raw 16-bit integers, with which `tl.dot` and arithmetic are silently wrong.
+# The interpreter keeps bfloat16 as raw 16-bit integers, with which `tl.dot` and arithmetic are
+# silently wrong.
 UPCAST = tl.constexpr(INTERPRETED)
 
 
@@ -49,21 +51,24 @@ def store(ptr, at, value, inside):
 
 
 def row_tiles(rows: Tensor) -> tuple[tuple[int], dict]:
-    """Grid and tile of a kernel that reads (rows, columns) once, one tile after the other along the columns: 512
-    elements by 4 warps, wide rather than high, so that a thread has few rows to address."""
+    """Grid and tile of a kernel that reads (rows, columns) once, one tile after the other along the
+    columns: 512 elements by 4 warps, wide rather than high, so that a thread has few rows to
+    address."""
     width = min(128, triton.next_power_of_2(rows.shape[1]))
     tile = {"ROWS": 512 // width, "COLUMNS": width, "num_warps": 4}
     return (triton.cdiv(len(rows), tile["ROWS"]),), tile
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """(…, columns) → (rows, columns), the elements of a row beside one another; a copy only where that needs one."""
+    """(…, columns) → (rows, columns), the elements of a row beside one another; a copy only where
+    that needs one."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
 def capable(device: torch.device) -> bool:
-    """Whether a GPU is one that the kernels are compiled for: NVIDIA's, from sm_80 (bfloat16, 163 KiB shared)."""
+    """Whether a GPU is one that the kernels are compiled for: NVIDIA's, from sm_80 (bfloat16, 163
+    KiB shared)."""
     if torch.version.cuda is None:
         return False
     chip = torch.cuda.get_device_properties(device)
@@ -71,8 +76,8 @@ def capable(device: torch.device) -> bool:
 
 
 def launchable(*tensors: Tensor | None) -> bool:
-    """Whether a kernel takes these tensors (None: an argument that is not there): float32 or bfloat16, strided,
-    not empty, all on one capable GPU. In the interpreter: all on the CPU."""
+    """Whether a kernel takes these tensors (None: an argument that is not there): float32 or
+    bfloat16, strided, not empty, all on one capable GPU. In the interpreter: all on the CPU."""
     given = [tensor for tensor in tensors if tensor is not None]
     device = given[0].device
     return (
@@ -99,7 +104,8 @@ def exact_products() -> bool:
 
 
 def differentiates_once(name: str) -> None:
-    """Raises RuntimeError in a backward pass whose gradient is to be differentiated itself, as by create_graph=True."""
+    """Raises RuntimeError in a backward pass whose gradient is to be differentiated itself, as by
+    create_graph=True."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{name} differentiates once; for a gradient of its gradient use {name}_reference"

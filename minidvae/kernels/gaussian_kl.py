@@ -1,6 +1,8 @@
-"""Kullback-Leibler divergence between two Gaussians with diagonal covariance, from their log-variances.
+"""Kullback-Leibler divergence between two Gaussians with diagonal covariance, from their
+log-variances.
 
-On a GPU one kernel does either pass, and reads the inputs in both. On the CPU the closed form keeps its gradients.
+On a GPU one kernel does either pass, and reads the inputs in both. On the CPU the closed form keeps
+its gradients.
 """
 
 import torch
@@ -34,7 +36,8 @@ def gaussian_kl_kernel(
     qm_stride, ql_stride, pm_stride, pl_stride, upstream_stride, rows, columns,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Forward (without an upstream gradient): the values. Backward: the gradients whose pointers are given."""
+    """Forward (without an upstream gradient): the values. Backward: the gradients whose pointers
+    are given."""
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     if upstream_ptr is not None:
@@ -132,7 +135,8 @@ def gaussian_kl(
     p_mean: Tensor | None = None,
     p_log_variance: Tensor | None = None,
 ) -> Tensor:
-    """`gaussian_kl_reference` by the fastest path for these tensors; traced, its definition. Differentiable once."""
+    """`gaussian_kl_reference` by the fastest path for these tensors; traced, its definition.
+    Differentiable once."""
     inputs = (q_mean, q_log_variance, p_mean, p_log_variance)
     given = [x for x in inputs if x is not None]
     if len({(x.shape, x.device) for x in given}) == 1 and not torch.compiler.is_compiling():

@@ -1,7 +1,8 @@
 """Itakura-Saito divergence between a power spectrum and a model's variance, from the log-variance.
 
-On a GPU one kernel does either pass: forward reads x and l, backward reads them again and writes the gradient, 20 bytes
-a bin in float32 and 8 a frame. On the CPU the closed form keeps its gradient from the forward pass.
+On a GPU one kernel does either pass: forward reads x and l, backward reads them again and writes
+the gradient, 20 bytes a bin in float32 and 8 a frame. On the CPU the closed form keeps its gradient
+from the forward pass.
 """
 
 import torch
@@ -17,7 +18,8 @@ def is_divergence_reference(x: Tensor, log_variance: Tensor) -> Tensor:
 
     Up to a constant this is −log N_c(s; 0, diag e^l) for |s|² = x.
 
-    x, log_variance: (…, bins), power and log-power. Returns (…): one value per frame, float32 at least.
+    x, log_variance: (…, bins), power and log-power. Returns (…): one value per frame, float32 at
+    least.
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, log_variance.dtype), torch.float32)
     x, log_variance = x.to(dtype).clamp_min(FLOOR), log_variance.to(dtype)
@@ -86,7 +88,8 @@ is_divergence_fused = FusedISDivergence.apply
 
 
 class PlainISDivergence(torch.autograd.Function):
-    """The closed form in two buffers, for float32 or float64 of one dtype and an x without gradient."""
+    """The closed form in two buffers, for float32 or float64 of one dtype and an x without
+    gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor, log_variance: Tensor) -> Tensor:
@@ -103,7 +106,8 @@ class PlainISDivergence(torch.autograd.Function):
 
 
 def is_divergence(x: Tensor, log_variance: Tensor) -> Tensor:
-    """`is_divergence_reference` by the fastest path for these tensors; traced, its definition. Differentiable once."""
+    """`is_divergence_reference` by the fastest path for these tensors; traced, its definition.
+    Differentiable once."""
     alike = (
         x.shape == log_variance.shape and x.device == log_variance.device and not x.requires_grad
     )

@@ -1,15 +1,17 @@
-"""The time loop that contains a draw of z: everything in a DVAE's posterior that depends on z_{t−1}.
+"""The time loop that contains a draw of z: everything in a DVAE's posterior that depends on
+z_{t−1}.
 
-    u_t = inputs_t + W s_t                                      first layer; the share of known inputs is `inputs_t`
-    μ_t, λ_t = affine(act(… act(affine(act(u_t)))))             the rest of `posterior`, last to mean and log-variance
+    u_t = inputs_t + W s_t                           first layer; `inputs_t` does not depend on z
+    μ_t, λ_t = affine(act(… act(affine(act(u_t)))))  the rest of `posterior`
     z_t = μ_t + e^{λ_t/2} ⊙ ε_t
-    a_t = act(affine(… act(affine(z_t))))                       `transition`, an activation after each layer
+    a_t = act(affine(… act(affine(z_t))))            `transition`, an activation after each layer
     s_{t+1} = a_t,  or with `lstm`  s_{t+1} = LSTM step of (gates_t + W_ih a_t) from s_t
 
-This is SRNN and DKF (no LSTM), RVAE (LSTM on z) and VRNN (the whole cell, gates_t = W φ(x_t)). An MLP without
-layers is an empty list: a_t = z_t, and u_t itself is [μ_t, λ_t].
+This is SRNN and DKF (no LSTM), RVAE (LSTM on z) and VRNN (the whole cell, gates_t = W φ(x_t)). An
+MLP without layers is an empty list: a_t = z_t, and u_t itself is [μ_t, λ_t].
 
-`latent_scan_triton.py` has the passes for a GPU, one launch each, `latent_scan_loop.py` those for all else.
+`latent_scan_triton.py` has the passes for a GPU, one launch each, `latent_scan_loop.py` those for
+all else.
 """
 
 from collections.abc import Sequence
@@ -51,7 +53,8 @@ def latent_scan_reference(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Arguments: as in `ScanArguments`; activation: "tanh" or "relu".
 
-    Returns μ, λ, z (batch, frames, latent) and s (batch, frames, ·), s_t being the state that z_t was drawn with.
+    Returns μ, λ, z (batch, frames, latent) and s (batch, frames, ·), s_t being the state that z_t
+    was drawn with.
     """
     act, state, frames = getattr(torch, activation), list(state), []
     for t in range(inputs.shape[1]):
@@ -116,8 +119,8 @@ def latent_scan(
     gates=None,
     activation: str = "tanh",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`latent_scan_reference`, by the fastest path for these tensors; all are brought to the dtype of the noise. The
-    gradient of its gradient is an error, except where the definition serves."""
+    """`latent_scan_reference`, by the fastest path for these tensors; all are brought to the dtype
+    of the noise. The gradient of its gradient is an error, except where the definition serves."""
     given = ScanArguments(inputs, noise, state, first, posterior, transition, lstm, gates)
     if torch.compiler.is_compiling():  # as it is, between two graphs
         return torch.compiler.disable(latent_scan)(*given, activation)

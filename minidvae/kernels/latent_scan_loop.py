@@ -1,7 +1,8 @@
 """The loop of `latent_scan.py` in plain PyTorch, for at most one LSTM layer.
 
-Everything is written into sequences (frames, batch, ·) allocated once, whose frames one `unbind` takes: `…_at[t]`.
-Backward goes to the preactivations only; weight gradients are products over all frames afterwards.
+Everything is written into sequences (frames, batch, ·) allocated once, whose frames one `unbind`
+takes: `…_at[t]`. Backward goes to the preactivations only; weight gradients are products over all
+frames afterwards.
 """
 
 from typing import NamedTuple
@@ -63,7 +64,8 @@ def gate_views(gates: Tensor) -> list[tuple[Tensor, ...]]:
 def lstm_cell_backward(
     gates, c_before: Tensor, tanh_c: Tensor, dh: Tensor, dc: Tensor, d_gates
 ) -> None:
-    """The gradient of the gates before their activation, into d_gates; dc becomes the gradient of c_{t−1}."""
+    """The gradient of the gates before their activation, into d_gates; dc becomes the gradient of
+    c_{t−1}."""
     i_and_f, i, f, g, o = gates
     di_and_df, di, df, dg, do = d_gates
     torch.mul(dh, tanh_c, out=do)

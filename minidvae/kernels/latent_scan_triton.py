@@ -1,9 +1,10 @@
 """The loop of `latent_scan.py` in Triton, float32: one launch forward, one backward.
 
-A program takes a few sequences through all frames. It holds the weights of both MLPs in shared memory and the state in
-registers. W_ih and W_hh of an LSTM are too large to hold: each step reads them from the L2 cache in tiles, against a_t
-and s_t, or backward the gates' gradient, which the program has just written to memory so that they can be read in
-tiles too; one barrier a step stands between. Weight gradients are products over all frames after the launch.
+A program takes a few sequences through all frames. It holds the weights of both MLPs in shared
+memory and the state in registers. W_ih and W_hh of an LSTM are too large to hold: each step reads
+them from the L2 cache in tiles, against a_t and s_t, or backward the gates' gradient, which the
+program has just written to memory so that they can be read in tiles too; one barrier a step stands
+between. Weight gradients are products over all frames after the launch.
 
 What is where, a row for each frame of each sequence:
 
@@ -40,8 +41,8 @@ SHARED = 160 * 1024  # bytes, of the 163 KiB that a program has on sm_80
 
 
 class KernelSizes(NamedTuple):
-    """What is known when the kernels are compiled. Layers are those of the posterior, the last as two, to the mean
-    and to the log-variance; then those of the transition."""
+    """What is known when the kernels are compiled. Layers are those of the posterior, the last as
+    two, to the mean and to the log-variance; then those of the transition."""
 
     inputs: tuple[int, ...]  # of each layer
     outputs: tuple[int, ...]
@@ -90,9 +91,10 @@ def held_weights(sizes: KernelSizes) -> int:
 def geometry(sizes: KernelSizes, precision: str) -> dict[str, int]:
     """Sequences per program, warps, and frames in flight in backward (without an LSTM).
 
-    Tensor cores (tf32) take 16 rows at the least: 190 registers per thread for VRNN, of 255. Exact products run on
-    the ordinary units: 4 rows leave room in the registers, where 16 spill, and make four times as many programs. With
-    them the frames of DKF are read at their turn: more in flight spill.
+    Tensor cores (tf32) take 16 rows at the least: 190 registers per thread for VRNN, of 255. Exact
+    products run on the ordinary units: 4 rows leave room in the registers, where 16 spill, and make
+    four times as many programs. With them the frames of DKF are read at their turn: more in flight
+    spill.
     """
     wide = sizes.lstm is not None or held_weights(sizes) > 8192
     stages = 1 if precision == "ieee" and wide else 3
@@ -104,7 +106,8 @@ def geometry(sizes: KernelSizes, precision: str) -> dict[str, int]:
 
 
 def shared_memory(sizes: KernelSizes, precision: str) -> int:
-    """Bytes that the larger kernel takes at the most: weights held, tiles or frames in flight, two operands."""
+    """Bytes that the larger kernel takes at the most: weights held, tiles or frames in flight, two
+    operands."""
     tile = geometry(sizes, precision)
     if sizes.lstm is not None:
         state = padded(sizes.state)
@@ -120,7 +123,8 @@ def shared_memory(sizes: KernelSizes, precision: str) -> int:
 
 
 def fusible(given) -> bool:
-    """Whether the kernels take these `ScanArguments`: float32, at most one LSTM layer, no layer or memory too large."""
+    """Whether the kernels take these `ScanArguments`: float32, at most one LSTM layer, no layer or
+    memory too large."""
     tensors = [tensor for tensor in tree_leaves(given) if tensor is not None]
     if (
         not launchable(*tensors)
@@ -133,7 +137,7 @@ def fusible(given) -> bool:
     return widest <= WIDEST and depth <= DEEPEST and shared_memory(sizes, "tf32") <= SHARED
 
 
-# -------------------------------------------------------------------------------------------------------- kernels
+# ------------------------------------------------------------------------------------------ kernels
 # Sequences are (batch, frames, ·); `now` are the rows of a frame in them, (ROWS, 1).
 
 
@@ -165,7 +169,8 @@ def write(pointer, rows, inside, values, WIDTH: tl.constexpr, STRIDE: tl.constex
 
 @triton.jit
 def read_weight(pointer, rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """Some rows and columns of a matrix (HEIGHT, WIDTH); of its transpose where rows lie in columns"""
+    """Some rows and columns of a matrix (HEIGHT, WIDTH); of its transpose where rows lie in
+    columns"""
     return tl.load(
         pointer + rows * WIDTH + columns, mask=(rows < HEIGHT) & (columns < WIDTH), other=0.0
     )
@@ -209,7 +214,8 @@ def activate_backward(d, y, RELU: tl.constexpr):
 
 @triton.jit
 def read_inputs(inputs, noise, rows, inside, PLAN: tl.constexpr):
-    """What a frame of the forward loop is given: ε, and the known share of the first layer (of μ and of λ)"""
+    """What a frame of the forward loop is given: ε, and the known share of the first layer (of μ
+    and of λ)"""
     WIDTH: tl.constexpr = PLAN.outputs[0]
     STRIDE: tl.constexpr = WIDTH if PLAN.head > 0 else 2 * WIDTH
     found = (
@@ -370,7 +376,7 @@ def backward_kernel(
         write(d_cell, rows, inside, dc, STATE, STATE)
 
 
-# --------------------------------------------------------------------------------------------------------- launch
+# ------------------------------------------------------------------------------------------- launch
 
 
 def packed_weights(given) -> Tensor:
@@ -379,7 +385,8 @@ def packed_weights(given) -> Tensor:
 
 
 def launch(kernel, tensors, sizes: KernelSizes, activation: str, like: Tensor) -> None:
-    """For sequences `like` these, (batch, frames, ·); of tensors that are not there the arguments are None."""
+    """For sequences `like` these, (batch, frames, ·); of tensors that are not there the arguments
+    are None."""
     precision = "ieee" if exact_products() else "tf32"
     constants = {
         "PLAN": sizes,

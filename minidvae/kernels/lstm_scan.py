@@ -3,13 +3,15 @@
     i, f, g, o = gates_x_t + W_hh h_{t−1}
     c_t = σ(f)⊙c_{t−1} + σ(i)⊙tanh(g),   h_t = σ(o)⊙tanh(c_t)
 
-On a GPU a program of the kernels takes 16 sequences through all frames, one launch forward and one backward. `held_*`
-keeps W_hh in shared memory and the state in registers, `tiled_*` reads W_hh from the L2 cache at each step and the
-state from memory. Backward goes to the gates; the gradient of W_hh is one matrix product afterwards.
+On a GPU a program of the kernels takes 16 sequences through all frames, one launch forward and one
+backward. `held_*` keeps W_hh in shared memory and the state in registers, `tiled_*` reads W_hh from
+the L2 cache at each step and the state from memory. Backward goes to the gates; the gradient of
+W_hh is one matrix product afterwards.
 
-With `torch.set_float32_matmul_precision("highest")` products of float32 are exact. Otherwise their operands are rounded
-to float16 (|W_hh|, |h_0| < 65504), gradients after a division by the largest of their frame. In bfloat16 the operands,
-h and the saved gates are bfloat16. Sums, c and its gradient are always float32. docs/kernels.md says why.
+With `torch.set_float32_matmul_precision("highest")` products of float32 are exact. Otherwise their
+operands are rounded to float16 (|W_hh|, |h_0| < 65504), gradients after a division by the largest
+of their frame. In bfloat16 the operands, h and the saved gates are bfloat16. Sums, c and its
+gradient are always float32. docs/kernels.md says why.
 """
 
 from typing import NamedTuple
@@ -30,7 +32,8 @@ from .common import (
 
 
 class LSTMWeights(NamedTuple):
-    """Of one layer: (4·hidden, inputs), (4·hidden, hidden), and the sum of both biases, None where gates are given."""
+    """Of one layer: (4·hidden, inputs), (4·hidden, hidden), and the sum of both biases, None where
+    gates are given."""
 
     w_ih: Tensor
     w_hh: Tensor
@@ -38,14 +41,16 @@ class LSTMWeights(NamedTuple):
 
 
 def lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """h_t, c_t from the gates before their activation (…, 4·hidden), in PyTorch's order i, f, g, o, and c_{t−1}."""
+    """h_t, c_t from the gates before their activation (…, 4·hidden), in PyTorch's order i, f, g, o,
+    and c_{t−1}."""
     i, f, g, o = gates.chunk(4, dim=-1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
 def lstm_cell_forward(gates, c_before: Tensor, c: Tensor, tanh_c: Tensor, h: Tensor) -> None:
-    """`lstm_cell` into given tensors: gates become their activations; c, tanh(c) and h are written."""
+    """`lstm_cell` into given tensors: gates become their activations; c, tanh(c) and h are
+    written."""
     i_and_f, i, f, g, o = gates
     i_and_f.sigmoid_()
     g.tanh_()
@@ -58,10 +63,12 @@ def lstm_cell_forward(gates, c_before: Tensor, c: Tensor, tanh_c: Tensor, h: Ten
 def lstm_scan_reference(
     gates_x: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor, reverse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h_t, c_t = LSTM cell of (gates_x_t + W_hh h_{t−1}, c_{t−1}); with `reverse`, from the last frame to the first.
+    """h_t, c_t = LSTM cell of (gates_x_t + W_hh h_{t−1}, c_{t−1}); with `reverse`, from the last
+    frame to the first.
 
-    gates_x: (batch, frames, 4·hidden), W_ih x_t + b_ih + b_hh. w_hh: (4·hidden, hidden). h0, c0: (batch, hidden).
-    Returns h (batch, frames, hidden), each in the place of its frame, and h, c after the last step.
+    gates_x: (batch, frames, 4·hidden), W_ih x_t + b_ih + b_hh. w_hh: (4·hidden, hidden). h0, c0:
+    (batch, hidden). Returns h (batch, frames, hidden), each in the place of its frame, and h, c
+    after the last step.
     """
     h, c, outputs = h0, c0, []
     frames = gates_x.unbind(1)
@@ -71,9 +78,10 @@ def lstm_scan_reference(
     return torch.stack(outputs[::-1] if reverse else outputs, dim=1), h, c
 
 
-# -------------------------------------------------------------------------------------------------------- kernels
-# gates_x, h, the activated gates and gradients are (batch, frames, ·); c, from c_0 on, is (batch, frames + 1, hidden)
-# in float32. All are in the order of the frames: c before and after a frame change places with REVERSE, 0 or 1.
+# ------------------------------------------------------------------------------------------ kernels
+# gates_x, h, the activated gates and gradients are (batch, frames, ·); c, from c_0 on, is (batch,
+# frames + 1, hidden) in float32. All are in the order of the frames: c before and after a frame
+# change places with REVERSE, 0 or 1.
 
 
 @triton.jit
@@ -106,8 +114,8 @@ def add_products(
     gates, x, inside, weight, units, PRECISION: tl.constexpr,
     INPUTS: tl.constexpr, HIDDEN: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """x·Wᵀ added to some units of each gate, DEPTH terms at a time, from memory: rows of x (·, INPUTS), W of all gates
-    (4·HIDDEN, INPUTS)."""
+    """x·Wᵀ added to some units of each gate, DEPTH terms at a time, from memory: rows of x (·,
+    INPUTS), W of all gates (4·HIDDEN, INPUTS)."""
     WHOLE: tl.constexpr = INPUTS % DEPTH == 0 and tl.constexpr(HIDDEN) % units.shape[1] == 0
     DTYPE: tl.constexpr = weight.dtype.element_ty
     for k in tl.range(0, INPUTS, DEPTH, num_stages=STAGES):
@@ -131,7 +139,8 @@ def cell_forward(gates, c):
 
 @triton.jit
 def cell_backward(gates, c_before, c, dh, dc):
-    """The gradients of the gates and of c_{t−1}, from the activated gates and the gradients of h_t and c_t"""
+    """The gradients of the gates and of c_{t−1}, from the activated gates and the gradients of h_t
+    and c_t"""
     i, f, g, o = gates
     tanh_c = tanh(c)
     dc += dh * o * (1 - tanh_c * tanh_c)
@@ -244,7 +253,8 @@ def tiled_backward(
     d_h, w_hh, gates, c, d_gates, d_h0, d_c0, batch, frames, REVERSE: tl.constexpr, HIDDEN: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """d_h0, d_c0: on entry zero and the gradient of c after the last step; between two steps those of h_t and c_t."""
+    """d_h0, d_c0: on entry zero and the gradient of c after the last step; between two steps those
+    of h_t and c_t."""
     WHOLE: tl.constexpr = HIDDEN % COLUMNS == 0 and 4 * HIDDEN % DEPTH == 0
     rows, inside = sequences(batch, ROWS)
     for behind in range(frames):
@@ -281,18 +291,20 @@ def tiled_backward(
             tl.store(d_h0 + rows * HIDDEN + units, dh * scale, inside & (units < HIDDEN))
 
 
-# --------------------------------------------------------------------------------------------------------- launch
+# ------------------------------------------------------------------------------------------- launch
 
 
 def tiles(hidden: int, operand: torch.dtype, shared: int, backward: bool) -> dict[str, int]:
-    """What one program works on: sequences; columns and rows of W_hh at a time (without them it holds all of W_hh);
-    frames, or tiles of W_hh, on their way from memory. `shared`: bytes of shared memory that it may have.
+    """What one program works on: sequences; columns and rows of W_hh at a time (without them it
+    holds all of W_hh); frames, or tiles of W_hh, on their way from memory. `shared`: bytes of
+    shared memory that it may have.
 
-    16 sequences are the least that a tensor core takes, and a step takes no longer for many programs than for one.
-    Held: beside W_hh up to 8 bytes per unit and sequence to change layouts, with a frame on its way up to 28.
-    Tiled: 64 columns of four gates, or of one product backward, are the most whose accumulators and factors stay in
-    registers; to keep an L2 cache busy at its latency some 40 KiB of W_hh have to be on their way. Products in
-    float32 wait for arithmetic instead, and spill in deep tiles.
+    16 sequences are the least that a tensor core takes, and a step takes no longer for many
+    programs than for one. Held: beside W_hh up to 8 bytes per unit and sequence to change layouts,
+    with a frame on its way up to 28. Tiled: 64 columns of four gates, or of one product backward,
+    are the most whose accumulators and factors stay in registers; to keep an L2 cache busy at its
+    latency some 40 KiB of W_hh have to be on their way. Products in float32 wait for arithmetic
+    instead, and spill in deep tiles.
     """
     for stages, beside in ((2, 28), (1, 8)):
         if (
@@ -339,9 +351,9 @@ def launch(
 def state_weight_gradient(d_gates: Tensor, h: Tensor, h0: Tensor, reverse: bool) -> Tensor:
     """Σ_t d_gates_t h_{t−1}ᵀ without a copy of either sequence, both (batch, frames, ·).
 
-    All sequences one after another are one long sequence, whose states before each frame are h shifted by a frame.
-    That gives the first step of a sequence the last state of its neighbour, or none: a second, small product
-    puts h_0 in its place.
+    All sequences one after another are one long sequence, whose states before each frame are h
+    shifted by a frame. That gives the first step of a sequence the last state of its neighbour, or
+    none: a second, small product puts h_0 in its place.
     """
     first, last, shift = (-1, 0, -1) if reverse else (0, -1, 1)
     d, states = d_gates.flatten(0, 1), h.flatten(0, 1)
@@ -380,20 +392,22 @@ class FusedLSTMScan(torch.autograd.Function):
 
 
 def fusible(gates_x: Tensor, w_hh: Tensor, h0: Tensor, c0: Tensor) -> bool:
-    """Whether the kernels take these. Wider layers are too much to read from the cache each step."""
+    """Whether the kernels take these. Wider layers are too much to read from the cache each
+    step."""
     fits = h0.shape == c0.shape == (len(gates_x), w_hh.shape[1]) and gates_x.shape[2] == len(w_hh)
     return fits and launchable(gates_x, w_hh, h0, c0) and w_hh.shape[1] <= 512
 
 
 def lstm_scan_fused(gates_x, w_hh, h0, c0, reverse: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """`lstm_scan_reference` in one launch, and one backward, of a Triton kernel, for what is `fusible`. The gradient
-    of its gradient is an error."""
+    """`lstm_scan_reference` in one launch, and one backward, of a Triton kernel, for what is
+    `fusible`. The gradient of its gradient is an error."""
     h, c_last = FusedLSTMScan.apply(gates_x, w_hh, h0, c0, reverse)
     return h, h[:, 0 if reverse else -1], c_last
 
 
 def lstm_scan(gates_x, w_hh, h0, c0, reverse: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """`lstm_scan_reference`, by the kernels where they serve; all are brought to the dtype of gates_x."""
+    """`lstm_scan_reference`, by the kernels where they serve; all are brought to the dtype of
+    gates_x."""
     if torch.compiler.is_compiling():  # as it is, between two graphs
         return torch.compiler.disable(lstm_scan)(gates_x, w_hh, h0, c0, reverse)
     inputs = gates_x, *(tensor.to(gates_x.dtype) for tensor in (w_hh, h0, c0))

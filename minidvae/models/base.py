@@ -13,7 +13,7 @@ from ..kernels.is_divergence import is_divergence
 LOG_FLOOR = 1e-6  # Added to the power before the `log` input scale, for waveforms with max|s| = 1.
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
-# Where random numbers come from: one generator, or one for each sequence of the batch.
+# One random generator, or one for each sequence of the batch; None: the default generator.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -141,7 +141,7 @@ class Score(NamedTuple):
 
 
 class DVAEOutput(NamedTuple):
-    """What a forward pass computes: the posteriors, their samples, and the `Score` of these."""
+    """Result of a forward pass: the posteriors, their samples, and the `Score` of these."""
 
     log_variance: Tensor  # (batch, frames, bins)
     z: Tensor  # (batch, frames, latent)
@@ -179,8 +179,8 @@ class DVAE(nn.Module):
         super().__init__()
         self.config = config
         self.input_scale = InputScale(config.bins, config.input_scale)
-        # What samples draw w from: its mean and covariance, (1 + w_latent, w_latent), the mean
-        # in the first row. None: N(0, I).
+        # Gaussian from which `sample` draws w: mean and covariance, (1 + w_latent, w_latent), with
+        # the mean in the first row. None: N(0, I).
         self.register_buffer("w_moments", None)
 
     @torch.no_grad()

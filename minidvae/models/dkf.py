@@ -6,8 +6,8 @@
                        mean (1−γ)⊙A z + γ⊙u,  variance softplus(B relu(u))
     p(x_t | z_t):  l_t = linear(MLP(z_t))
 
-With `bidirectional` g reads both ways and g̃_t is the mean of three terms. `latent_scan` computes the
-posterior frame by frame; the prior and the decoder are one pass over all frames.
+With `bidirectional` g reads both ways and g̃_t is the mean of three terms. `latent_scan` computes
+the posterior frame by frame; the prior and the decoder are one pass over all frames.
 """
 
 from dataclasses import dataclass
@@ -80,8 +80,8 @@ class DKF(DVAE):
         self.share = 1 / (3 if config.bidirectional else 2)  # weight of each term in g̃
 
     def infer_z(self, g: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-        """Return q(z_t | z_{t−1}, x_{t:T}) and its sample, from g (batch, frames, rnn), the sum over
-        directions."""
+        """Return q(z_t | z_{t−1}, x_{t:T}) and its sample, from g (batch, frames, rnn), the sum
+        over directions."""
         (weight, bias), *posterior = affine(self.posterior_mlp, self.posterior)
         weight = self.share * weight
         inputs = F.linear(g, weight, bias)

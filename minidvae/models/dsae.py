@@ -6,9 +6,9 @@
     p(v) = N(0, I),    p(z_t | z_{1:t−1}) = head(LSTM(z_{t−1}))
     p(x_t | z_t, v):  l_t = linear(MLP([v, z_t]))
 
-There is one v per sequence. The RNN is a plain one (tanh), forward in time. v takes the place of the
-sequence latent w in outputs, terms and settings. No layer needs a sample of z of the frame before:
-each is one pass over all frames.
+There is one v per sequence. The RNN is a plain one (tanh), forward in time. v takes the place of
+the sequence latent w in outputs, terms and settings. No layer needs a sample of z of the frame
+before: each is one pass over all frames.
 """
 
 from dataclasses import dataclass
@@ -75,8 +75,8 @@ class DSAE(DVAE):
         return self.infer_v(self.lstm_v(self.mlp_x(inputs)))
 
     def infer_v(self, states: Tensor) -> Gaussian:
-        """Return q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward at
-        the first."""
+        """Return q(v | x_{1:T}) from the outputs of its LSTM: forward at the last frame, backward
+        at the first."""
         width = self.config.v_rnn
         final_states = torch.cat([states[:, -1, :width], states[:, 0, width:]], dim=-1)
         return self.posterior_v(self.mlp_v(final_states))

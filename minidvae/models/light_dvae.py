@@ -2,7 +2,7 @@
 
     p(w) = N(0, I)                                             one w per sequence
     q(w | x_{1:T})                                             bidirectional LSTM, final states
-    q(z_t | x_{1:T}, w)                                        encoder: self-attention over all frames
+    q(z_t | x_{1:T}, w)                                        encoder: self-attention
     p(z_t | x_{1:t−1}, z_{1:t−1}, w)                           decoder, as the prior
     p(x_t | x_{1:t−1}, z_{1:t}, w)                             decoder, as the likelihood
 
@@ -52,7 +52,7 @@ class LigHTConfig(DVAEConfig):
     width: int = 256  # d_model
     heads: int = 1
     feedforward: int = 1024
-    layers: int = 4  # of the encoder and of each decoder
+    layers: int = 4  # layers of the encoder and of each decoder
     w_embedding: int = 256
     w_hidden: int = 512  # LSTM cells per direction
     w_layers: int = 2
@@ -429,10 +429,10 @@ class LigHTDVAE(DVAE):
         sequences, the first ones, a corrupted one. The paper trains without.
 
         The corrupted past is that of the sequence before in the batch, with a gain between 0 and
-        MAX_CORRUPTION_GAIN; in every second of them, what the decoder makes of that. Own outputs
-        after a true past, two forward passes, are not enough: the decoder still reads what only
-        the true past tells, and never learns to recover. In decoding some utterances then run
-        away, each frame that is fed back larger than the one before.
+        MAX_CORRUPTION_GAIN; in every second of them, the output of the decoder for that. The
+        model's output for a true past is not enough: the decoder still relies on what only the
+        true past contains, and never learns to recover. In decoding some utterances then diverge,
+        each frame that is fed back larger than the one before.
         """
         count = round(probability * len(x_past))
         if count == 0:
@@ -441,8 +441,9 @@ class LigHTDVAE(DVAE):
         gains = MAX_CORRUPTION_GAIN * draws[:count, None, None]
         corrupted = silence + gains * (x_past.roll(1, dims=0)[:count] - silence)
         corrupted[:, 0] = 0  # The first frame has no past.
-        own = self.likelihood(z[:count:2], w[:count:2], corrupted[::2], self.positions(z.shape[1]))
-        corrupted[::2] = past(self.feed_back(own)).to(corrupted)
+        positions = self.positions(z.shape[1])
+        output = self.likelihood(z[:count:2], w[:count:2], corrupted[::2], positions)
+        corrupted[::2] = past(self.feed_back(output)).to(corrupted)
         torch.clear_autocast_cache()  # It now holds weights that were cast without gradient.
         return torch.cat([corrupted, x_past[count:]])
 

@@ -161,8 +161,8 @@ def stack_frames(frames: Sequence):
 
 @dataclass
 class RecurrentConfig(DVAEConfig):
-    layers: int = 1  # of each recurrent network
-    activation: str = "tanh"  # of the MLPs; or relu
+    layers: int = 1  # layers of each recurrent network
+    activation: str = "tanh"  # activation of the MLPs; or relu
 
 
 class DecodedFrame(NamedTuple):
@@ -244,14 +244,14 @@ class AutoregressiveDVAE(DVAE):
             log-variance (batch, frames, bins), and the past that was used, on the scale of the
             input, same shape.
         """
-        given = noise if z is None else z
-        batch, num_frames = given.shape[:2]
-        x_past = given.new_zeros(batch, self.config.bins)
-        z_past = given.new_zeros(batch, self.config.latent)
+        batch, num_frames = noise.shape[:2] if z is None else z.shape[:2]
+        like = noise if z is None else z
+        x_past = like.new_zeros(batch, self.config.bins)
+        z_past = like.new_zeros(batch, self.config.latent)
         state = None
         log_variances = []
         pasts = []
-        with without_autocast(given.device):
+        with without_autocast(like.device):
             for t in range(num_frames):
                 if t > 0:
                     x_past = self.feed_back(log_variances[-1])

@@ -6,8 +6,8 @@
     h_t = LSTM(MLP(z_t), h_{t−1})
     p(x_t | z_{1:t}):       l_t = linear(MLP(h_t))
 
-Non-causal (`bidirectional`): gx reads both ways (with the outputs of the causal direction last), and
-so does h. The RVAE of its own paper has no MLPs: all lists of widths are empty.
+Non-causal (`bidirectional`): gx reads both ways (with the outputs of the causal direction last),
+and so does h. The RVAE of its own paper has no MLPs: all lists of widths are empty.
 """
 
 from dataclasses import dataclass

@@ -50,7 +50,7 @@ class TrainingRun:
     device: torch.device
     progress: Progress = field(default_factory=Progress)
     reports: list[dict] = field(default_factory=list)  # the lines of log.jsonl
-    optimiser_state: dict | None = None  # of the checkpoint, if resumed
+    optimiser_state: dict | None = None  # optimiser of the checkpoint, if resumed
     has_chosen_frames: bool = False  # the sequence length was chosen: do not refuse a corpus for it
     log_file: BinaryIO | None = None  # log.jsonl, open while this process trains
     lock: FileLock | None = None

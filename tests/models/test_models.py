@@ -10,11 +10,10 @@ from minidvae.models.light_dvae import VARIANTS
 
 SMALL = {"bins": 9, "latent": 3, "w_latent": 4, "width": 16, "feedforward": 32, "layers": 2}
 SMALL |= {"w_embedding": 8, "w_hidden": 8, "w_layers": 1}
-TRANSFORMERS = [
-    (name, {"variant": variant}) for name in ("hit_dvae", "light_dvae") for variant in VARIANTS
-]
 LOCAL = {"context": 5, "phases": 2, "heads": 2}
-TRANSFORMERS += [(name, LOCAL) for name in ("hit_dvae_local", "light_dvae_local")]
+TRANSFORMERS = [("hit_dvae", {"variant": variant}) for variant in VARIANTS]
+TRANSFORMERS += [("light_dvae", {"variant": variant}) for variant in VARIANTS]
+TRANSFORMERS += [("hit_dvae_local", LOCAL), ("light_dvae_local", LOCAL)]
 
 
 def small(name: str, **config) -> torch.nn.Module:
@@ -64,7 +63,8 @@ def test_causality_of_every_role(name, config, frame):
             "q_z": torch.cat(q_z, -1),
         }
 
-    changed_x, changed_z = x.clone(), z.clone()
+    changed_x = x.clone()
+    changed_z = z.clone()
     changed_x[:, frame] += 1
     changed_z[:, frame] += 1
     before = outputs(x, z, w)
@@ -167,7 +167,7 @@ def normal(gaussian: Gaussian) -> Normal:
 
 @pytest.mark.parametrize("name", ["vae", "hit_dvae", "light_dvae", "light_dvae_local"])
 def test_given_noise_everything_is_deterministic(name):
-    """Fails if resynthesis or sampling makes random draws beside those of its noise."""
+    """Fails if resynthesis or sampling makes random draws other than those of its noise."""
     model = small(name)
     x = spectrum()
     noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2))
@@ -235,9 +235,9 @@ def test_statistics_start_the_output_at_mean_power():
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_training_on_the_own_past(bf16):
-    """With probability 1 no past is the true one, and no gradient goes through it. Every weight
-    must still learn, also under autocast, whose cache of cast weights must not outlive the pass
-    without gradient."""
+    """Scheduled sampling with probability 1: no past is the true one, and no gradient goes through
+    it. Every weight must still learn, also under autocast, whose cache of cast weights must not
+    outlive the pass without gradient."""
     model = small("light_dvae").float()
     x = spectrum().float()
     noise = model.draw_noise(2, 7, torch.Generator().manual_seed(2), scheduled_sampling=True)
@@ -254,8 +254,8 @@ def test_training_on_the_own_past(bf16):
 
 @torch.no_grad()
 def test_scheduled_sampling_corrupts_the_past():
-    """With probability 0.75, six of eight sequences must have the past of another sequence, from
-    silent to twice as loud, and every second one of these what the model decodes of that past."""
+    """Six of eight sequences (probability 0.75) must have the past of another sequence, from silent
+    to twice as loud, and every second one of these what the model decodes from that past."""
     model = small("light_dvae", input_scale="root")
     x = spectrum(batch=8)
     model.fit_statistics(x)

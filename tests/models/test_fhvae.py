@@ -188,7 +188,7 @@ def test_the_bound_of_a_linear_gaussian_model_is_its_evidence():
         gap = shift**2 * 3 / 2 * (1 / 0.25 + 1 / 0.3)  # KL of Gaussians with the same covariance
         standard_error = np.std(bounds) / 2000**0.5
         assert abs(evidence - gap - np.mean(bounds)) < 4 * standard_error + 1e-5
-        if shift == 0:  # With the exact posterior every sample gives the evidence.
+        if shift == 0:  # Every sample from the exact posterior gives the evidence.
             assert np.std(estimates) < 1e-5
 
 

@@ -18,7 +18,7 @@ from minidvae.models.published import FORMATS, import_dvae_speech, load_dvae_spe
 
 RECURRENT = ("dkf", "storn", "vrnn", "srnn", "rvae", "dsae")
 AUTOREGRESSIVE = ("storn", "vrnn", "srnn")
-# RVAE of its first paper has no dense layers.
+# Settings of the original RVAE, which has no dense layers around its LSTMs.
 RVAE_ORIGINAL = {"x_hidden": (), "z_hidden": (), "posterior_hidden": ()}
 RVAE_ORIGINAL |= {"decoder_z_hidden": (), "decoder_hidden": ()}
 BATCH, FRAMES, BINS, LATENT = 2, 5, 6, 3

@@ -1,4 +1,4 @@
-"""HiT-DVAE and LigHT-DVAE beyond the contract: batches of utterances, long ones, compiled, in bf16."""
+"""HiT-DVAE and LigHT-DVAE: batches of utterances, long ones, local attention, torch.compile, bf16."""
 
 import numpy as np
 import pytest
@@ -101,8 +101,9 @@ def test_heads_start_on_neighbours(causal):
     scores = rotate(queries, cos_sin) @ rotate(keys, cos_sin).mT / 4
     if causal:
         scores = scores.masked_fill(torch.ones(20, 20).triu(1).bool(), float("-inf"))
-    expected_keys = [10, 9, 8, 7] if causal else [12, 11, 10, 9]  # of query 10, head by head
-    weights = scores.softmax(-1)[:, range(4), 10, expected_keys]
+    query = 10
+    expected_keys = [10, 9, 8, 7] if causal else [12, 11, 10, 9]  # one for each head
+    weights = scores.softmax(-1)[:, range(4), query, expected_keys]
     assert (weights > 0.85).all()
 
 
@@ -127,7 +128,9 @@ def test_sinusoids():
     at_3 = [np.sin(3), np.cos(3), np.sin(0.03), np.cos(0.03)]
     expected = torch.tensor([at_0, at_3], dtype=torch.float32)
     assert torch.allclose(sinusoids(torch.tensor([0, 3]), 4), expected)
-    z, w, x_past = torch.randn(1, 8, 3), torch.randn(1, 4), torch.randn(1, 8, 9)
+    z = torch.randn(1, 8, 3)
+    w = torch.randn(1, 4)
+    x_past = torch.randn(1, 8, 9)
     for name, config, depends_on_positions in (
         ("light_dvae", {}, True),
         ("light_dvae_local", {"context": 0, "phases": 1}, True),
@@ -141,8 +144,8 @@ def test_sinusoids():
 
 
 def test_without_its_settings_the_local_model_is_the_papers():
-    """With the weights of LigHT-DVAE, the local model without context and phases must give the same
-    output, at once and frame by frame."""
+    """The local model without context and phases must give the output of LigHT-DVAE if it has its
+    weights, at once and frame by frame."""
     paper = small("light_dvae")
     local = small("light_dvae_local", context=0, phases=1, w_prior="standard")
     local.load_state_dict(paper.state_dict())
@@ -163,7 +166,9 @@ def test_phase_dependent_projections_of_z():
     outputs = linear(torch.randn(1, 3, 2), torch.tensor([0, 1, 2]))
     assert outputs.tolist() == [[[1, 2], [3, 4], [1, 2]]]
     model = small("light_dvae_local", layers=1, context=0, phases=3)
-    z, w, x_past = torch.randn(1, 9, 3), torch.randn(1, 4), torch.randn(1, 9, 9)
+    z = torch.randn(1, 9, 3)
+    w = torch.randn(1, 4)
+    x_past = torch.randn(1, 9, 9)
     positions = model.positions(9)
 
     likelihood = model.likelihood(z, w, x_past, positions)
@@ -206,8 +211,8 @@ def test_work_per_frame_does_not_grow_with_the_length():
 
 
 def test_fused_attention_but_where_raw_power_comes_in():
-    """With raw power, only attention that an embedding goes into must be unfused in training; with
-    other scales, none."""
+    """Only attention that an embedding of raw power goes into must be unfused in training, and none
+    with other input scales."""
     assert unfused_attention(small(input_scale="root")) == set()
     assert unfused_attention(small(input_scale="power")) == {
         "encoder.0.attention",
@@ -273,8 +278,8 @@ def test_a_compiled_training_step(scale):
     ],
 )
 def test_compiled_for_batches_of_any_size(name, config):
-    """From the second size on, sizes are symbols to torch.compile. Fails if the way to draw noise
-    does not work with symbols."""
+    """Fails if the way to draw noise does not work with symbolic sizes, which torch.compile uses
+    from the second size on."""
     torch.manual_seed(0)
     model = build_model(name, **config)
     torch._dynamo.reset()

@@ -1,6 +1,7 @@
-"""VAE: every frame by itself (Kingma & Welling 2014; the baseline of both DVAE papers).
+"""VAE of independent frames (Kingma & Welling 2014; the baseline of both DVAE papers).
 
-q(z_t | x_t) = head(MLP(x_t))        p(z_t) = N(0, I)        p(x_t | z_t): l_t = linear(MLP(z_t))
+    q(z_t | x_t) = head(MLP(x_t)),    p(z_t) = N(0, I)
+    p(x_t | z_t):  l_t = linear(MLP(z_t))
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,8 @@ from .base import DVAE, DVAEConfig, DVAEOutput, GaussianHead, Noise, Score, mlp
 
 @dataclass
 class VAEConfig(DVAEConfig):
-    hidden: tuple[int, ...] = (
-        256,
-        128,
-        64,
-        32,
-    )  # widths of the encoder; the decoder has them reversed
+    # Widths of the encoder; the decoder has them reversed.
+    hidden: tuple[int, ...] = (256, 128, 64, 32)
 
 
 class VAE(DVAE):

@@ -42,7 +42,7 @@ def test_errors_against_every_alignment():
     for _ in range(150):
         reference = random.choice(list("abc"), random.integers(6)).tolist()
         hypothesis = random.choice(list("abc"), random.integers(6)).tolist()
-        # Of alignments with equally few edits, the one with most substitutions counts.
+        # Among alignments with equally few edits, the one with most substitutions counts.
         best = min(
             alignments(reference, hypothesis),
             key=lambda counts: (sum(counts), counts[1] + counts[2]),
@@ -188,8 +188,8 @@ def test_ctc_beam_against_every_path(weight, penalty):
 
 
 def test_a_narrow_beam_is_not_worse_than_the_best_path():
-    """Of two frames with a blank of probability 0.6, the best path is two blanks (0.36), but the sum
-    over alignments of one symbol is larger (0.64)."""
+    """The sum over alignments must count: with two frames in which a blank has probability 0.6, two
+    blanks are the best path (0.36), but one symbol is more probable (0.64)."""
     scores = np.log([[0.6, 0.4], [0.6, 0.4]])
     assert ctc_greedy(scores) == []
     assert ctc_beam(scores, 2) == [0]
@@ -238,8 +238,8 @@ def test_narrow_beams_against_plain_python():
 
 # ------------------------------------------------------------------------------------------- words
 
-# (word, phones): words of phones 0 to 2; phone 3 is silence. Words 0 and 1 sound the same, word 2 is
-# the beginning of other words, word 4 has two pronunciations.
+# (word, phones): words consist of phones 0 to 2; phone 3 is silence. Words 0 and 1 sound the same,
+# word 2 is the beginning of other words, word 4 has two pronunciations.
 PRONUNCIATIONS = [(0, (0, 1)), (1, (0, 1)), (2, (0,)), (3, (2, 2)), (4, (1,)), (4, (2, 0))]
 WORDS, SILENCE = 5, 3
 
@@ -293,7 +293,7 @@ def test_words_of_ctc_against_every_path(silence):
     bigram = some_bigram(WORDS, 1)
     weight = 0.7
     penalty = 1.0
-    outputs = []  # of CTC: 0 is the blank, phones begin at 1
+    outputs = []  # pronunciations as CTC labels: 0 is the blank, phones begin at 1
     for word, phones in PRONUNCIATIONS:
         outputs.append((word, tuple(phone + 1 for phone in phones)))
     lexicon = Lexicon.build(outputs, bigram, None if silence is None else silence + 1, blank=0)

@@ -104,7 +104,8 @@ def test_pesq_of_a_perfect_copy_is_the_top_of_the_scale():
 
 def test_pesq_is_narrow_band_and_knows_which_is_the_reference():
     """Fails where estimate and reference are exchanged, or wide-band P.862.2 is computed."""
-    x, x_hat = speechlike(3), noisy(speechlike(3))
+    x = speechlike(3)
+    x_hat = noisy(speechlike(3))
     _, lqo = metrics.pesq(x_hat, x)
     assert lqo == itu_p862.pesq(16_000, x, x_hat, "nb")
     assert abs(lqo - itu_p862.pesq(16_000, x_hat, x, "nb")) > 0.01
@@ -244,8 +245,8 @@ def pairs_and_killed_workers():
 
 
 def test_a_killed_worker_is_an_error_and_none_is_left():
-    """Fails where, after a worker was killed, the evaluation hangs, goes on without a row, or leaves
-    a process."""
+    """Fails where the evaluation hangs, goes on without a row, or leaves a process after a worker
+    was killed."""
     with pytest.raises(ChildProcessError, match="was killed"):
         list(metrics.metrics_of(pairs_and_killed_workers(), workers=2))
     assert not multiprocessing.active_children()

@@ -65,8 +65,8 @@ def few_weights(monkeypatch):
 
 
 class Oracle(nn.Module):
-    """A recogniser that knows the labels of every utterance of a corpus, by the sum of its features.
-    The labels of utterances for which `is_spoilt` is true are shuffled."""
+    """A recogniser that knows the labels of every utterance of a corpus, by the sum of its
+    features. The labels of utterances for which `is_spoilt` is true are shuffled."""
 
     def __init__(self, corpus: Corpus, recipe, symbols: list[str], is_spoilt):
         super().__init__()

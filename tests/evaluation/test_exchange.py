@@ -1,4 +1,4 @@
-"""Exchange of the sequence latent, and the measures that tell which utterance it follows."""
+"""Exchange of the sequence latent w, and the measures of which utterance the result follows."""
 
 from dataclasses import replace
 
@@ -12,14 +12,8 @@ from minidvae.evaluation import exchange, report, resynthesis
 from minidvae.evaluation.runs import Options, Run, generator_for
 from minidvae.models import build_model
 
-SIZES = {
-    "width": 16,
-    "feedforward": 32,
-    "layers": 1,
-    "w_embedding": 8,
-    "w_hidden": 8,
-    "w_layers": 2,
-}
+SIZES = {"width": 16, "feedforward": 32, "layers": 1}
+SIZES |= {"w_embedding": 8, "w_hidden": 8, "w_layers": 2}
 
 
 def small(**config) -> torch.nn.Module:
@@ -28,7 +22,7 @@ def small(**config) -> torch.nn.Module:
 
 
 def voice(f0: float, formant: float, frames: int = 20) -> torch.Tensor:
-    """The log-power of a buzz of so many Hz with one resonance, (frames, 513)."""
+    """Return the log-power (frames, 513) of harmonics of f0 with one resonance, both in Hz."""
     time = torch.arange(STFT().samples(frames), dtype=torch.float64) / SAMPLE_RATE
     harmonics = torch.arange(1, int(4000 / f0) + 1) * f0
     gains = torch.exp(-(((harmonics - formant) / 400) ** 2)) + 0.1
@@ -37,55 +31,65 @@ def voice(f0: float, formant: float, frames: int = 20) -> torch.Tensor:
 
 
 def test_how_far_an_exchange_follows_w():
-    """0 where it stays with z's utterance, 1 where it goes to w's, between them for a voice between them."""
-    low, high, middle = voice(110, 500), voice(210, 1500), voice(150, 900)
-    stays, goes, between = (
-        exchange.compare(low, high, here, low, STFT()) for here in (low, high, middle)
-    )
+    """The measures must be 0 if the result is z's utterance, 1 if it is w's, and between 0 and 1
+    for a voice between them."""
+    low = voice(110, 500)
+    middle = voice(150, 900)
+    high = voice(210, 1500)
+    like_z = exchange.compare(low, high, low, low, STFT())
+    like_w = exchange.compare(low, high, high, low, STFT())
+    between = exchange.compare(low, high, middle, low, STFT())
+    moved_by_own_speaker = exchange.compare(low, high, low, middle, STFT())
     for measure in ("spectrum", "f0"):
-        assert stays[f"{measure}_follows_w"] == 0 and goes[f"{measure}_follows_w"] == 1
+        assert like_z[f"{measure}_follows_w"] == 0
+        assert like_w[f"{measure}_follows_w"] == 1
         assert 0.2 < between[f"{measure}_follows_w"] < 0.8
         assert between[f"{measure}_own_speaker"] == 0
-        moved = exchange.compare(low, high, low, middle, STFT())
-        assert moved[f"{measure}_own_speaker"] == between[f"{measure}_from_z"] > 0
-    assert stays["f0_between"] == pytest.approx(np.log(210 / 110), abs=0.01)
-    assert between["f0_follows_w"] == pytest.approx(np.log(150 / 110) / np.log(210 / 110), abs=0.02)
-    near = voice(112, 1500)
-    assert np.isnan(
-        exchange.compare(low, near, high, low, STFT())["f0_follows_w"]
-    )  # too near to tell
+        distance = moved_by_own_speaker[f"{measure}_own_speaker"]
+        assert distance == between[f"{measure}_from_z"] > 0
+    assert like_z["f0_between"] == pytest.approx(np.log(210 / 110), abs=0.01)
+    expected = np.log(150 / 110) / np.log(210 / 110)
+    assert between["f0_follows_w"] == pytest.approx(expected, abs=0.02)
+    # Two f0 that are nearly the same do not show which one the result follows.
+    same_f0 = exchange.compare(low, voice(112, 1500), high, low, STFT())
+    assert np.isnan(same_f0["f0_follows_w"])
+    # Loudness does not count.
     louder = exchange.compare(low, high + 3.0, low - 2.0, low, STFT())
-    assert louder["spectrum_follows_w"] < 1e-3  # loudness is no speaker
+    assert louder["spectrum_follows_w"] < 1e-3
 
 
 @pytest.mark.parametrize("name", ["light_dvae", "dsae"])
 def test_exchange(name, speech, tmp_path, monkeypatch):
-    """A's z with A's w must be A's resynthesis, each exchange must have its own z and the other's w, and everything
-    must be written."""
+    """The z and w of one utterance must give its resynthesis. An exchange must be the z of one
+    utterance with the w of the other. Every sound and figure must be in the result."""
     monkeypatch.setattr(exchange, "EXAMPLES", 1)
     torch.manual_seed(0)
-    model = build_model(name, **(SIZES if name != "dsae" else {}), input_scale="root").eval()
+    sizes = SIZES if name == "light_dvae" else {}
+    model = build_model(name, **sizes, input_scale="root").eval()
     corpus = load_corpus(speech, progress=False)
     test = corpus.split("test")
     run = Run(tmp_path, name, model, STFT(), {"model": name}, str(speech), corpus, test)
 
     with torch.no_grad():
-        a, b = (exchange.analyse(run, index, 0) for index in (0, len(test) - 1))
-        latents = ((a, a), (b, b), (a, b), (b, a))
-        own_a, own_b, a_with_b, b_with_a = (exchange.decode(model, z, w) for z, w in latents)
-        for speech_of, own in ((a, own_a), (b, own_b)):
-            noise = generator_for(0, speech_of.utterance.name)
+        a = exchange.analyse(run, 0, 0)
+        b = exchange.analyse(run, len(test) - 1, 0)
+        for analysis in (a, b):
+            noise = generator_for(0, analysis.utterance.name)
             ((_, expected),) = resynthesis.resynthesise(
-                model, STFT(), [speech_of.waveform], "generation", [noise]
+                model, STFT(), [analysis.waveform], "generation", [noise]
             )
-            assert np.abs(own.numpy() - expected).max() < 1e-4
+            decoded = exchange.decode(model, analysis, analysis)
+            assert np.abs(decoded.numpy() - expected).max() < 1e-4
+        a_with_b = exchange.decode(model, a, b)
         assert (a_with_b - model.decode(a.z, b.w)[0]).abs().max() < 1e-4
+        b_with_a = exchange.decode(model, b, a)
         assert (b_with_a - model.decode(b.z, a.w)[0]).abs().max() < 1e-4
 
-    with torch.no_grad():
-        again = exchange.analyse(run, exchange.another_of_speaker(test, 0), 0)
-        near = exchange.mean_log_spectrum(exchange.decode(model, a, again))
-    expected = (near - exchange.mean_log_spectrum(own_a)).square().mean().sqrt()
+        # The baseline is an exchange with another utterance of the same speaker.
+        same_speaker = exchange.analyse(run, exchange.another_of_speaker(test, 0), 0)
+        spectrum = exchange.mean_log_spectrum(exchange.decode(model, a, a))
+        exchanged_spectrum = exchange.mean_log_spectrum(exchange.decode(model, a, same_speaker))
+    expected = (exchanged_spectrum - spectrum).square().mean().sqrt()
 
     (result,) = exchange.evaluate([run], Options()).results
     rows = result.values["exchanges"]
@@ -107,7 +111,8 @@ def test_exchange(name, speech, tmp_path, monkeypatch):
 
 
 def test_exchange_of_speakers_with_one_utterance(speech, tmp_path):
-    """There is no other w of the same speaker, which must not count as one that changes nothing."""
+    """Without another utterance of the same speaker, the measures of its w must be unknown, not
+    zero."""
     corpus = load_corpus(speech, progress=False)
     test = corpus.split("test")
     one_each = {utterance.speaker: utterance for utterance in test.utterances}.values()
@@ -116,31 +121,19 @@ def test_exchange_of_speakers_with_one_utterance(speech, tmp_path):
     run = Run(tmp_path, "light_dvae", model, STFT(), {}, str(speech), corpus, test)
     (result,) = exchange.evaluate([run], Options()).results
     assert all(np.isnan(row["spectrum_own_speaker"]) for row in result.values["exchanges"])
-    cells = dict(
-        zip(
-            exchange.COLUMNS,
-            report.summary_cells(result.values["summary"], exchange.COLUMNS),
-            strict=True,
-        )
-    )
-    assert (
-        cells["spectrum_own_speaker"] == cells["f0_own_speaker"] == "–" != cells["spectrum_from_z"]
-    )
+    cells = report.summary_cells(result.values["summary"], exchange.COLUMNS)
+    cells = dict(zip(exchange.COLUMNS, cells, strict=True))
+    assert cells["spectrum_own_speaker"] == cells["f0_own_speaker"] == "–"
+    assert cells["spectrum_from_z"] != "–"
 
 
 def test_exchange_needs_two_speakers(speech, tmp_path):
     corpus = load_corpus(speech, progress=False)
-    one = corpus.split("dev")  # of one speaker
-    first = replace(one, utterances=one.utterances[:1])
-    assert [
-        exchange.another_of_speaker(one, 0),
-        exchange.another_of_speaker(one, 1),
-        exchange.another_of_speaker(first, 0),
-    ] == [
-        1,
-        0,
-        0,
-    ]
-    run = Run(tmp_path, "light_dvae", small(), STFT(), {}, str(speech), corpus, one)
+    one_speaker = corpus.split("dev")
+    one_utterance = replace(one_speaker, utterances=one_speaker.utterances[:1])
+    assert exchange.another_of_speaker(one_speaker, 0) == 1
+    assert exchange.another_of_speaker(one_speaker, 1) == 0
+    assert exchange.another_of_speaker(one_utterance, 0) == 0
+    run = Run(tmp_path, "light_dvae", small(), STFT(), {}, str(speech), corpus, one_speaker)
     with pytest.raises(CorpusError, match="one speaker"):
         exchange.evaluate_run(run, Options())

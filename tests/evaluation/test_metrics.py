@@ -1,4 +1,4 @@
-"""Measures against cases whose answers are known by hand, PESQ and STOI against what they promise."""
+"""Measures on cases whose answers are known; PESQ and STOI against what their papers promise."""
 
 import multiprocessing
 import os
@@ -18,12 +18,14 @@ NAMES = ["rmse", "si_sdr", "pesq", "pesq_lqo", "stoi", "estoi"]
 
 
 def speechlike(seconds, seed=0):
-    """A buzz at 120 Hz, loud and soft three times a second, its vowel changing all the time."""
-    rng, t = np.random.default_rng(seed), np.arange(round(16_000 * seconds)) / 16_000
-    vowel = 700 + 400 * np.sin(2 * np.pi * (1.1 + 0.1 * rng.random()) * t)
-    buzz = sum(
-        np.sin(2 * np.pi * 120 * k * t) / (1 + ((120 * k - vowel) / 200) ** 2) for k in range(1, 30)
-    )
+    """Return harmonics of 120 Hz, loud and soft three times a second, with one moving formant."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(16_000 * seconds)) / 16_000
+    formant = 700 + 400 * np.sin(2 * np.pi * (1.1 + 0.1 * rng.random()) * t)
+    buzz = 0
+    for k in range(1, 30):
+        gain = 1 / (1 + ((120 * k - formant) / 200) ** 2)
+        buzz = buzz + gain * np.sin(2 * np.pi * 120 * k * t)
     return 0.1 * buzz * np.maximum(0, np.sin(2 * np.pi * 3 * t + seed))
 
 
@@ -32,11 +34,11 @@ def noisy(waveform, level=0.01, seed=1):
 
 
 def orthogonal_pair():
-    """x and n with xᵀn = 0, ‖x‖² = 4 · 25 = 100, ‖n‖² = 4."""
+    """Return x and n with xᵀn = 0, ‖x‖² = 4 · 25 = 100 and ‖n‖² = 4."""
     return np.array([5.0, 5.0, 5.0, 5.0]), np.array([1.0, -1.0, 1.0, -1.0])
 
 
-# ------------------------------------------------------------------------------------------- RMSE and SI-SDR
+# -------------------------------------------------------------------------------- RMSE and SI-SDR
 
 
 def test_best_gain_by_hand():
@@ -60,7 +62,8 @@ def test_rmse_by_hand():
 
 
 def test_si_sdr_by_hand():
-    """Fails where the estimate is scaled to the reference instead (it would give 10 log₁₀(104/4) below).
+    """Fails where the estimate is scaled to the reference instead, which would give
+    10 log₁₀(104/4).
 
     With x̂ = x + n, α = 1: 10 log₁₀(100/4). Any gain of the estimate cancels.
     """
@@ -74,21 +77,19 @@ def test_integers_and_single_precision_do_not_spoil_sums():
     """Fails where int16 overflows or float32 loses the sums of a long recording."""
     samples = np.full(100_000, 20_000, np.int16)
     assert metrics.rmse(samples // 2, samples) == 0 and metrics.rmse(0 * samples, samples) == 20_000
-    waveform = noisy(speechlike(20)).astype(np.float32)
-    exact = metrics.si_sdr(
-        waveform.astype(np.float64), speechlike(20).astype(np.float32).astype(np.float64)
-    )
-    assert metrics.si_sdr(waveform, speechlike(20).astype(np.float32)) == exact
+    reference = speechlike(20).astype(np.float32)
+    estimate = noisy(speechlike(20)).astype(np.float32)
+    expected = metrics.si_sdr(estimate.astype(np.float64), reference.astype(np.float64))
+    assert metrics.si_sdr(estimate, reference) == expected
 
 
-# --------------------------------------------------------------------------------------------- PESQ and STOI
+# ---------------------------------------------------------------------------------- PESQ and STOI
 
 
 def test_raw_pesq_inverts_the_map_of_p862_1():
     """Fails where raw scores are not those whose MOS-LQO was given."""
-    assert metrics.raw_pesq(0.999 + 4 / 2) == pytest.approx(
-        4.6607 / 1.4945, abs=1e-12
-    )  # the exponent is 0
+    exponent_is_0 = 4.6607 / 1.4945
+    assert metrics.raw_pesq(0.999 + 4 / 2) == pytest.approx(exponent_is_0, abs=1e-12)
     for raw, four_digits in ((-0.5, 1.0168), (1.0, 1.1608), (4.5, 4.5486)):
         lqo = 0.999 + 4 / (1 + np.exp(-1.4945 * raw + 4.6607))
         assert lqo == pytest.approx(four_digits, abs=5e-5)
@@ -103,29 +104,33 @@ def test_pesq_of_a_perfect_copy_is_the_top_of_the_scale():
 
 def test_pesq_is_narrow_band_and_knows_which_is_the_reference():
     """Fails where estimate and reference are exchanged, or wide-band P.862.2 is computed."""
-    x, x_hat = speechlike(3), noisy(speechlike(3))
+    x = speechlike(3)
+    x_hat = noisy(speechlike(3))
     _, lqo = metrics.pesq(x_hat, x)
     assert lqo == itu_p862.pesq(16_000, x, x_hat, "nb")
     assert abs(lqo - itu_p862.pesq(16_000, x_hat, x, "nb")) > 0.01
 
 
 def test_long_recordings_are_scored_in_pieces():
-    """Fails where P.862's 50 stretches of speech overflow (a crash), or the pieces are not averaged."""
+    """Fails where a recording has more than the 50 stretches of speech that P.862's code can hold
+    (a crash), or the scores of the pieces are not averaged."""
     burst = np.concatenate([noisy(np.zeros(4000), 0.1), np.zeros(4000)])
     x = np.tile(burst, 90)  # 45 s, so three pieces
     x_hat = noisy(x, 1e-3)
-    pieces = [metrics.pesq(*pair) for pair in zip(np.split(x_hat, 3), np.split(x, 3), strict=True)]
-    assert metrics.pesq(x_hat, x) == pytest.approx(tuple(np.mean(pieces, axis=0)), abs=1e-12)
+    pieces = zip(np.split(x_hat, 3), np.split(x, 3), strict=True)
+    scores = [metrics.pesq(estimate, reference) for estimate, reference in pieces]
+    assert metrics.pesq(x_hat, x) == pytest.approx(tuple(np.mean(scores, axis=0)), abs=1e-12)
 
 
 def test_stoi_and_estoi_of_copies_and_noise():
-    """Fails where copies are not intelligible, more noise is not worse, or the arguments are exchanged."""
+    """Fails where copies are not intelligible, more noise is not worse, or the arguments are
+    exchanged."""
     x = speechlike(3)
     for extended in (False, True):
         assert metrics.stoi(0.1 * x, x, extended) == pytest.approx(1, abs=1e-6)
         scores = [metrics.stoi(noisy(x, level), x, extended) for level in (0.001, 0.01, 0.1, 1)]
         assert scores == sorted(scores, reverse=True) and scores[0] > 0.6 and scores[-1] < 0.5
-        # Where the reference is silent nothing is measured, so noise in its pauses costs nothing.
+        # Nothing is measured where the reference is silent, so noise in its pauses costs nothing.
         reference = np.concatenate([x, np.zeros(16_000), x])
         estimate = np.concatenate([x, noisy(np.zeros(16_000), 0.05), x])
         assert metrics.stoi(estimate, reference, extended) > 0.98
@@ -134,7 +139,7 @@ def test_stoi_and_estoi_of_copies_and_noise():
     assert metrics.stoi(noisy(x), x) != metrics.stoi(noisy(x), x, extended=True)
 
 
-# ---------------------------------------------------------------------------------------- rows and summaries
+# ------------------------------------------------------------------------------ rows and summaries
 
 
 @pytest.mark.parametrize(
@@ -149,52 +154,52 @@ def test_stoi_and_estoi_of_copies_and_noise():
     ids=["silent estimate", "silent reference", "too short", "not finite", "empty"],
 )
 def test_what_is_not_defined_is_nan(reference, estimate, defined):
-    """Fails where silence, too little speech or a broken estimate ends the evaluation, or gets a number."""
+    """Fails where silence, too little speech or a broken estimate ends the evaluation, or gets a
+    number."""
     row = metrics.resynthesis_metrics(reference, estimate)
-    assert (
-        list(row) == NAMES
-        and {name for name, value in row.items() if np.isfinite(value)} == defined
-    )
+    assert list(row) == NAMES
+    assert {name for name, value in row.items() if np.isfinite(value)} == defined
 
 
 def test_a_row_is_its_measures():
-    """Fails where a row mixes up estimate and reference, scaled and unscaled, or two of the measures."""
-    x, x_hat = speechlike(2), 0.7 * noisy(speechlike(2))
+    """Fails where a row mixes up estimate and reference, scaled and unscaled, or two of the
+    measures."""
+    x = speechlike(2)
+    x_hat = 0.7 * noisy(speechlike(2))
     row = metrics.resynthesis_metrics(reference=x, estimate=x_hat)
-    expected = [metrics.rmse(x_hat, x), metrics.si_sdr(x_hat, x)]
-    expected += [
-        *metrics.pesq(x_hat, x),
-        metrics.stoi(x_hat, x),
-        metrics.stoi(x_hat, x, extended=True),
-    ]
-    assert list(row.values()) == pytest.approx(expected, abs=1e-9) and len(set(expected)) == 6
+    expected = [metrics.rmse(x_hat, x), metrics.si_sdr(x_hat, x), *metrics.pesq(x_hat, x)]
+    expected += [metrics.stoi(x_hat, x), metrics.stoi(x_hat, x, extended=True)]
+    assert list(row.values()) == pytest.approx(expected, abs=1e-9)
+    assert len(set(expected)) == 6
 
 
 def test_waveforms_of_two_lengths_are_refused():
     """Fails where a longer estimate is cut or padded without a word, also in a worker."""
-    for run in (
-        lambda: metrics.rmse(np.zeros(5), np.zeros(4)),
-        lambda: metrics.si_sdr(np.zeros((1, 4)), np.zeros((1, 4))),
-        lambda: list(metrics.metrics_of([(np.zeros(5), np.zeros(4))] * 3, workers=2)),
-    ):
-        with pytest.raises(ValueError, match="expected one length"):
-            run()
+    with pytest.raises(ValueError, match="expected one length"):
+        metrics.rmse(np.zeros(5), np.zeros(4))
+    with pytest.raises(ValueError, match="expected one length"):
+        metrics.si_sdr(np.zeros((1, 4)), np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="expected one length"):
+        list(metrics.metrics_of([(np.zeros(5), np.zeros(4))] * 3, workers=2))
 
 
 def test_summary_by_hand():
     """Fails where nan spoils a mean, or the standard error is not s/√n with n − 1 in s."""
-    a, b = (1.0, 2.0, 6.0, np.nan), (np.nan, 5.0, np.inf, np.nan)
-    table = metrics.summary({"a": x, "b": y} for x, y in zip(a, b, strict=True))
+    rows = [
+        {"a": 1.0, "b": np.nan},
+        {"a": 2.0, "b": 5.0},
+        {"a": 6.0, "b": np.inf},
+        {"a": np.nan, "b": np.nan},
+    ]
+    table = metrics.summary(row for row in rows)
     assert table["a"] == {"mean": 3.0, "standard_error": pytest.approx(np.sqrt(7 / 3)), "count": 3}
-    assert table["b"] == {
-        "mean": 5.0,
-        "standard_error": pytest.approx(np.nan, nan_ok=True),
-        "count": 1,
-    }
-    assert metrics.summary([{"c": np.nan}])["c"]["count"] == 0 and metrics.summary([]) == {}
+    unknown = pytest.approx(np.nan, nan_ok=True)
+    assert table["b"] == {"mean": 5.0, "standard_error": unknown, "count": 1}
+    assert metrics.summary([{"c": np.nan}])["c"]["count"] == 0
+    assert metrics.summary([]) == {}
 
 
-# ----------------------------------------------------------------------------------------------- in parallel
+# ------------------------------------------------------------------------------------- in parallel
 
 
 def pairs(count):
@@ -205,63 +210,67 @@ def pairs(count):
 
 def test_workers_give_what_one_process_gives():
     """Fails where workers compute other numbers, or rows lose their order."""
-    inline = [metrics.resynthesis_metrics(*pair) for pair in pairs(7)]
+    expected = [metrics.resynthesis_metrics(*pair) for pair in pairs(7)]
     parallel = list(metrics.metrics_of(pairs(7), workers=3))
-    assert [row["si_sdr"] for row in inline] == sorted(
-        (row["si_sdr"] for row in inline), reverse=True
-    )
-    for one, other in zip(inline, parallel, strict=True):
-        assert list(one) == list(other) == NAMES
-        assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-9)
+    ratios = [row["si_sdr"] for row in expected]
+    assert ratios == sorted(ratios, reverse=True)
+    for row, expected_row in zip(parallel, expected, strict=True):
+        assert list(row) == list(expected_row) == NAMES
+        assert list(row.values()) == pytest.approx(list(expected_row.values()), abs=1e-9)
 
 
 def test_pairs_are_taken_as_they_are_needed():
     """Fails where a corpus of any size is held in memory at once."""
-    done, ahead = [], []
+    rows = []
+    num_ahead = []  # pairs taken for which there is no row yet
 
-    def watched():
-        for taken, pair in enumerate(pairs(12), start=1):
-            ahead.append(taken - len(done))
+    def counted_pairs():
+        for num_taken, pair in enumerate(pairs(12), start=1):
+            num_ahead.append(num_taken - len(rows))
             yield pair
 
-    for row in metrics.metrics_of(watched(), workers=2):
-        done.append(row)
-    assert len(done) == 12 and max(ahead) <= 4
+    for row in metrics.metrics_of(counted_pairs(), workers=2):
+        rows.append(row)
+    assert len(rows) == 12 and max(num_ahead) <= 4
+
+
+def pairs_and_killed_workers():
+    """Yield two pairs, kill both workers, and yield four more pairs."""
+    yield from pairs(2)
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.01)
+    for process in multiprocessing.active_children():
+        process.kill()
+    yield from pairs(4)
 
 
 def test_a_killed_worker_is_an_error_and_none_is_left():
-    """Fails where the evaluation hangs or goes on without a row after a worker was killed, or leaves one."""
-
-    def murderous():
-        yield from pairs(2)
-        while len(workers := multiprocessing.active_children()) < 2:
-            time.sleep(0.01)
-        for process in workers:
-            process.kill()
-        yield from pairs(4)
-
+    """Fails where the evaluation hangs, goes on without a row, or leaves a process after a worker
+    was killed."""
     with pytest.raises(ChildProcessError, match="was killed"):
-        list(metrics.metrics_of(murderous(), workers=2))
+        list(metrics.metrics_of(pairs_and_killed_workers(), workers=2))
     assert not multiprocessing.active_children()
 
 
 def test_the_environment_stays_as_it_was(monkeypatch):
-    """Fails where the one thread of each worker is also that of whatever is started afterwards."""
+    """Fails where the limit of one thread, which is meant for the workers, stays in the environment
+    of this process."""
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    seen = []
+    limits = []
 
-    def watched():
-        seen.append((os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]))
+    def pairs_and_limits():
+        limits.append((os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]))
         yield from pairs(1)
 
-    list(metrics.metrics_of(watched(), workers=1))
-    assert seen == [("1", "1")]
+    list(metrics.metrics_of(pairs_and_limits(), workers=1))
+    assert limits == [("1", "1")]
     assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
 
 
 def test_workers_start_whatever_torch_has_done(tmp_path):
-    """Fails where workers deadlock after torch used threads, run the caller's script again, or load torch."""
+    """Fails where workers deadlock after torch used threads, run the caller's script again, or load
+    torch."""
     script = tmp_path / "script.py"
     script.write_text("""
 import sys

@@ -1,4 +1,4 @@
-"""How results are shown: text, files, and the page of `evaluate.py --report`, which loads nothing."""
+"""Results as text, as files, and as the page of `evaluate.py --report`, which loads nothing."""
 
 import base64
 import io
@@ -21,27 +21,21 @@ from minidvae.evaluation import figures, report
 from minidvae.evaluation.results import Evaluation, Figure, RunResult, Sound, Table, Traversal
 from minidvae.evaluation.runs import Options, Run
 
-TINY = [
-    "width=16",
-    "feedforward=32",
-    "layers=1",
-    "w_embedding=8",
-    "w_hidden=8",
-    "frames=20",
-    "batch=4",
-    "report=4",
-]
+TINY = ["width=16", "feedforward=32", "layers=1", "w_embedding=8", "w_hidden=8"]
+TINY += ["frames=20", "batch=4", "report=4"]
 NAMES = ("models", "resynthesis", "generation", "exchange", "enhancement")
 
 
 class Page(HTMLParser):
-    """Elements of a page as (tag, attributes), its text, and that every element that is opened is closed."""
+    """A page: its elements as (tag, attributes) and its text. Every open element must be closed."""
 
     VOID = ("meta", "link", "img", "input")
 
     def __init__(self, path: Path):
         super().__init__()
-        self.elements, self.open, self.words = [], [], []
+        self.elements = []
+        self.open = []
+        self.words = []
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         assert not self.open
@@ -62,22 +56,25 @@ class Page(HTMLParser):
 
 
 def check_loads_nothing(page: Page) -> None:
-    """Sources are data, links lead to a place on the page, and styles and scripts name no address."""
+    """Assert that sources are data, links lead to an element of the page, and styles and scripts
+    name no address."""
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for _, attributes in page.elements:
-        for value in (attributes[name] for name in ("src", "href") if name in attributes):
-            assert value.startswith("data:") or value.removeprefix("#") in ids, value[:80]
+        for name in ("src", "href"):
+            if name in attributes:
+                value = attributes[name]
+                assert value.startswith("data:") or value.removeprefix("#") in ids, value[:80]
     assert not re.search(r"https?:|url\((?!data:|var)|@import|fetch\(", page.source)
 
 
 def results_printed(printed: str) -> list[str]:
-    """The words that an evaluation printed, without the lines that name its runs and folders."""
-    lines = [
-        line
-        for line in printed.splitlines()
-        if not line.startswith(("light: ", "Results, sounds", "page.html"))
-    ]
-    return " ".join(lines).split()
+    """Return the words that an evaluation printed, without the lines that name its runs and
+    folders."""
+    words = []
+    for line in printed.splitlines():
+        if not line.startswith(("light: ", "Results, sounds", "page.html")):
+            words += line.split()
+    return words
 
 
 def content(uri: str) -> bytes:
@@ -85,38 +82,35 @@ def content(uri: str) -> bytes:
 
 
 def test_the_report_has_every_table_and_every_sound(speech, capsys):
-    """All clips of the folders must be on the page, as MP3 that decode to the wav files, and all numbers printed."""
-    data = ("--data", speech, "--recipe", "quick", "--steps", 4)
-    assert call(train_script, "--model", "light_dvae", *data, "--run", "light", "--set", *TINY) == 0
+    """All clips of the folders must be on the page, as MP3 of the same length, and so must all
+    numbers that were printed."""
+    training = ["--model", "light_dvae", "--data", speech, "--recipe", "quick", "--steps", 4]
+    assert call(train_script, *training, "--run", "light", "--set", *TINY) == 0
     capsys.readouterr()
-    tasks = ("--task", "resynthesis", "generation", "exchange", "enhancement", "--limit", 2)
-    tasks = (*tasks, "--snr", 0, "--iterations", 1)
-    assert (
-        call(evaluate_script, "light", *tasks, "--json", "all.json", "--report", "page.html") == 0
-    )
-    printed, page = capsys.readouterr().out, Page(Path("page.html"))
+    tasks = ["--task", *NAMES[1:], "--limit", 2, "--snr", 0, "--iterations", 1]
+    outputs = ["--json", "all.json", "--report", "page.html"]
+    assert call(evaluate_script, "light", *tasks, *outputs) == 0
+    printed = capsys.readouterr().out
+    page = Page(Path("page.html"))
     check_loads_nothing(page)
     assert len(page.source) < 15e6 and [a["id"] for a in page.all("h2")] == list(NAMES)
     results = json.loads(Path("all.json").read_text())
-    assert {task: len(found) for task, found in results.items()} == dict.fromkeys(NAMES[1:], 1)
+    assert set(results) == set(NAMES[1:])
+    assert all(len(runs) == 1 for runs in results.values())
 
     files = list(Path("light/eval").glob("*/*/*.wav"))
     players = page.all("audio")
     assert len(players) == len(files) > 8
-    lengths = sorted(
-        soundfile.info(io.BytesIO(content(player["src"]))).frames for player in players
-    )
-    assert set(lengths) == {soundfile.info(file).frames for file in files}
+    lengths = {soundfile.info(io.BytesIO(content(player["src"]))).frames for player in players}
+    assert lengths == {soundfile.info(file).frames for file in files}
     for image in page.all("img"):
         assert Image.open(io.BytesIO(content(image["src"]))).format == "WEBP" and image["alt"]
 
     words = set(" ".join(page.words).split())
     assert set(results_printed(printed)) <= words
     assert "python evaluate.py light --task exchange --limit 2" in page.source
-    assert (
-        "python evaluate.py light --task enhancement --limit 2 --snr 0 --iterations 1"
-        in page.source
-    )
+    command = "python evaluate.py light --task enhancement --limit 2 --snr 0 --iterations 1"
+    assert command in page.source
 
 
 def run(folder: Path, corpus: Corpus | None = None) -> Run:
@@ -133,8 +127,9 @@ def result(folder: str = "run", data: str = "speech", **lists) -> RunResult:
 
 def write_page(*evaluations: Evaluation, command: str = "") -> Page:
     sections = []
-    for one in evaluations:
-        sections.append((one, "", [run(Path(r.run)) for r in one.results]))
+    for evaluation in evaluations:
+        runs = [run(Path(result.run)) for result in evaluation.results]
+        sections.append((evaluation, "", runs))
     report.write_html(Path("page.html"), command, sections)
     return Page(Path("page.html"))
 
@@ -143,7 +138,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return 0.1 * np.random.default_rng(seed).standard_normal(round(16_000 * seconds))
 
 
-# -------------------------------------------------------------------------------------------- text and files
+# ---------------------------------------------------------------------------------- text and files
 
 
 def test_a_table_as_text():
@@ -164,18 +159,11 @@ def test_numbers_and_dashes():
 def test_results_have_a_folder_for_each_corpus_and_setting():
     """Fails where an evaluation would overwrite another one."""
     names = set()
+    all_settings = [{}, {"split": "dev"}, {"limit": 4}, {"seed": 1}, {"mode": "teacher_forcing"}]
+    all_settings += [{"snr": (0.0, 2.5)}, {"method": "vem"}]
+    all_settings += [{"noise": Path("/a/noise")}, {"noise": Path("/b/noise")}]
     for data in ("built-in", "/a/speech", "/b/speech", "conditions:/a/speech"):
-        for settings in (
-            {},
-            {"split": "dev"},
-            {"limit": 4},
-            {"seed": 1},
-            {"mode": "teacher_forcing"},
-            {"snr": (0.0, 2.5)},
-            {"noise": Path("/a/noise")},
-            {"noise": Path("/b/noise")},
-            {"method": "vem"},
-        ):
+        for settings in all_settings:
             name = report.folder_name(evaluation("enhancement", **settings), result(data=data))
             assert Path(name).name == name and not set(name) & set('\\:*?"<>| ')
             names.add(name)
@@ -185,7 +173,7 @@ def test_results_have_a_folder_for_each_corpus_and_setting():
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch):
-    """Files of an evaluation before it stay, or one that fails leaves half of its own."""
+    """Fails if files of an earlier evaluation stay, or if one that fails replaces some of them."""
     folder = tmp_path / "eval" / "resynthesis" / "speech-test"
     first = result(sounds=[Sound("a", "old", noise(0.1))], texts={"a.tsv": "text"})
     report.write_results(evaluation("resynthesis"), first, folder)
@@ -206,11 +194,13 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch):
     assert list(folder.parent.iterdir()) == [folder]
 
 
-# -------------------------------------------------------------------------------------------- the page
+# ---------------------------------------------------------------------------------------- the page
 
 
 def test_what_runs_share_is_shown_once():
-    clean, noisy = noise(0.5), noise(0.5, 1)
+    """The noisy and the clean recording are the same for both runs."""
+    clean = noise(0.5)
+    noisy = noise(0.5, 1)
     results = []
     for number, name in enumerate(("one", "two")):
         sounds = [
@@ -224,7 +214,7 @@ def test_what_runs_share_is_shown_once():
     assert labels == ["noisy", "enhanced, one", "enhanced, two", "clean"]
     assert len(page.all("audio")) == 4
     buttons = [attributes for attributes in page.all("button") if "aria-pressed" in attributes]
-    assert len(buttons) == 4  # of one length: listening switches from one to the other
+    assert len(buttons) == 4  # They switch between sounds of the same length.
 
 
 def test_clips_of_different_lengths_have_no_switch():
@@ -235,7 +225,8 @@ def test_clips_of_different_lengths_have_no_switch():
 
 
 def test_names_are_text():
-    """A name with the characters of HTML, or that is not UTF-8, must be shown as it is and change nothing else."""
+    """A name with the characters of HTML, or that is not UTF-8, must be shown as it is and must not
+    become HTML."""
     sounds = [Sound('<i>x"', "original", noise(0.5)), Sound("other", "original", noise(0.5, 1))]
     shown = result("<b>&'\udcff", sounds=sounds)
     page = write_page(evaluation("resynthesis", shown, body=["<u>\udcff"]), command="<script>")
@@ -246,18 +237,18 @@ def test_names_are_text():
 
 
 def test_a_slider_has_its_tiles():
-    """The tiles stand where the page looks for them: a row for each latent, the seeds and then the values."""
+    """The picture must have a row of tiles for each latent, the seeds and then the values."""
     seeds = np.random.default_rng(0).random((2, 3, 4)) + 10  # (n, frames, bins)
-    walks = [
-        ("", np.stack([seeds + 20 + 10 * value + 40 * k for value in range(3)], axis=1))
-        for k in range(2)
-    ]
+    walks = []
+    for latent in range(2):
+        values = [seeds + 20 + 10 * value + 40 * latent for value in range(3)]
+        walks.append(("", np.stack(values, axis=1)))
     png = figures.traversal_tiles(seeds, walks)
     width, height = Image.open(io.BytesIO(png)).size
     assert (width, height) == ((1 + 3) * 2 * (3 + 2), 2 * 4)
     traversal = Traversal("traversal-z1", png, ["z1[4]", "z1[2]"], [-1, 0, 1])
     page = write_page(evaluation("transformation", result(traversals=[traversal])))
-    (slider,) = (attributes for attributes in page.all("input") if attributes["type"] == "range")
+    (slider,) = [attributes for attributes in page.all("input") if attributes["type"] == "range"]
     assert (slider["min"], slider["max"], slider["data-values"]) == ("1", "3", "-1 0 1")
     assert len(page.all("option")) == 2 and "aspect-ratio: 10.0 / 4.0" in page.source
     check_loads_nothing(page)
@@ -271,14 +262,15 @@ def test_paragraphs_and_tables_keep_their_order():
 
 
 def test_what_does_not_fit_is_counted(monkeypatch):
-    """The first clips of every task come before the second ones of any, and the page stays under its limit."""
+    """The page must stay under its limit and say what it leaves out. The first clips of every task
+    must come before the second ones of any."""
     sounds = [Sound(name, "original", noise(2, k)) for k, name in enumerate("abc")]
     evaluations = [
         evaluation("resynthesis", result(sounds=sounds)),
         evaluation("verification", result(sounds=[Sound("z", "original", noise(2, 9))])),
     ]
-    whole = len(write_page(*evaluations).source)
-    monkeypatch.setattr(report, "MAX_PAGE_LENGTH", whole * 0.7)
+    full_length = len(write_page(*evaluations).source)
+    monkeypatch.setattr(report, "MAX_PAGE_LENGTH", full_length * 0.7)
     page = write_page(*evaluations)
     assert len(page.source) < report.MAX_PAGE_LENGTH and len(page.all("audio")) == 2
     assert "2 groups of sounds" in page.source
@@ -286,7 +278,7 @@ def test_what_does_not_fit_is_counted(monkeypatch):
 
 
 def test_a_report_that_cannot_be_written_is_refused_first(monkeypatch, capsys):
-    """Before a model is loaded: "nowhere" is none."""
+    """The report must be refused before a model is loaded; "nowhere" is no model."""
     Path("folder").mkdir()
     monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "WAV"})
     assert call(evaluate_script, "nowhere", "--report", "page.html") == 2
@@ -303,43 +295,36 @@ def test_a_report_that_cannot_be_written_is_refused_first(monkeypatch, capsys):
 
 
 def test_several_tasks(speech, capsys):
-    """Each is for the runs that it fits; a task that fits none, or a run that none fits, is refused before any runs."""
-    data = ("--data", speech, "--recipe", "quick", "--steps", 1)
-    settings = ("--set", "frames=20", "batch=4")
-    assert call(train_script, "--model", "vae", *data, "--run", "vae", *settings) == 0
-    assert (
-        call(
-            train_script,
-            "--model",
-            "fhvae",
-            *data,
-            "--run",
-            "fhvae",
-            *settings,
-            "width=8",
-            "shift=5",
-        )
-        == 0
-    )
+    """Each task is for the runs that it fits. A task that fits no run, or a run that no task fits,
+    must be an error before any evaluation starts."""
+    training = [
+        "--data",
+        speech,
+        "--recipe",
+        "quick",
+        "--steps",
+        1,
+        "--set",
+        "frames=20",
+        "batch=4",
+    ]
+    assert call(train_script, *training, "--model", "vae", "--run", "vae") == 0
+    sizes = ["width=8", "shift=5"]
+    assert call(train_script, *training, *sizes, "--model", "fhvae", "--run", "fhvae") == 0
     capsys.readouterr()
     for arguments, expected in (
         (
-            ("vae", "--task", "resynthesis", "transformation"),
+            "vae --task resynthesis transformation",
             "--task transformation: is for none of these runs",
         ),
-        (("vae", "fhvae", "--task", "resynthesis", "generation"), "is not for fhvae, a fhvae"),
-        (("vae", "--task", "resynthesis", "exchagne"), "did you mean exchange"),
-        (
-            ("vae", "--task", "resynthesis", "generation", "--snr", "0"),
-            "is for --task enhancement, not resynthesis",
-        ),
-        (
-            ("--task", "verification", "vae"),
-            "--task verification: is not for vae, a vae; try resynthesis",
-        ),
+        ("vae fhvae --task resynthesis generation", "is not for fhvae, a fhvae"),
+        ("vae --task resynthesis exchagne", "did you mean exchange"),
+        ("vae --task resynthesis generation --snr 0", "is for --task enhancement, not resynthesis"),
+        ("--task verification vae", "--task verification: is not for vae, a vae; try resynthesis"),
     ):
-        assert call(evaluate_script, *arguments) == 2
-        assert expected in capsys.readouterr().err and not Path("vae/eval").exists()
+        assert call(evaluate_script, *arguments.split()) == 2
+        error = capsys.readouterr().err
+        assert expected in error and not Path("vae/eval").exists()
     assert call(evaluate_script, "--limit", 2, "--task", "resynthesis", "generation", "vae") == 0
     assert {path.name for path in Path("vae/eval").iterdir()} == {"resynthesis", "generation"}
 
@@ -357,12 +342,15 @@ def test_the_page_with_librispeech_loads_nothing_and_names_it():
 
 
 def test_the_licence_of_speech_is_named():
-    """Of corpora that may be passed on and of those that may not, with conditions laid over them or without."""
+    """The page must name the licence of corpora that may be passed on, and say of others that they
+    may not be published, also if conditions were laid over them."""
     samples = np.zeros(1, np.int16)
     runs = []
     for layout in ("LibriSpeech", "conditions:TIMIT", "folder"):
         clean = samples if ":" in layout else None
         runs.append(run(Path(layout), Corpus("", layout, (), samples, clean=clean)))
     report.write_html(Path("page.html"), "", [(evaluation("resynthesis"), "", runs)])
-    told = [text for text in Page(Path("page.html")).words if text.startswith("Speech: ")]
-    assert len(told) == 2 and "CC BY 4.0" in told[0] and "not to be published" in told[1]
+    words = Page(Path("page.html")).words
+    licences = [text for text in words if text.startswith("Speech: ")]
+    assert len(licences) == 2
+    assert "CC BY 4.0" in licences[0] and "not to be published" in licences[1]

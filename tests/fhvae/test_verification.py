@@ -1,4 +1,4 @@
-"""Speaker verification: error rates against scores whose answer is known by hand, i-vectors against the formulas."""
+"""Speaker verification: error rates of scores computed by hand, i-vectors against the formulas."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -20,40 +20,47 @@ from minidvae.models import build_model
 from minidvae.training.features import stft_of
 from minidvae.training.run import resolve
 
-# ------------------------------------------------------------------------------------------------ error rates
+# ------------------------------------------------------------------------------------- error rates
 
-# Operating points (false alarms, misses): (1, 0) (3/4, 0) (1/2, 0) (1/4, 0) (1/4, 1/3) (0, 1/3) (0, 2/3) (0, 1)
-TARGET, NONTARGET = [0.9, 0.8, 0.4], [0.7, 0.3, 0.2, 0.1]
+# Operating points (false alarms, misses) of these scores: (1, 0) (3/4, 0) (1/2, 0) (1/4, 0)
+# (1/4, 1/3) (0, 1/3) (0, 2/3) (0, 1)
+TARGET = [0.9, 0.8, 0.4]
+NONTARGET = [0.7, 0.3, 0.2, 0.1]
 
 
 @pytest.mark.parametrize(
     ("target", "nontarget", "hull", "crossing"),
     [
-        # the hull goes from (1/4, 0) to (0, 1/3): 1/4 − t/4 = t/3; the curve crosses where false alarms are 1/4
+        # The hull goes from (1/4, 0) to (0, 1/3), so 1/4 − t/4 = t/3. The curve crosses the
+        # diagonal where false alarms are 1/4.
         (TARGET, NONTARGET, 1 / 7, 1 / 4),
         ([3, 4], [1, 2, 2], 0, 0),
         ([0.5], [0.5], 1 / 2, 1 / 2),
         ([1, 1, 1], [1, 1], 1 / 2, 1 / 2),
-        # the tie at 0 is accepted or rejected as a whole: (1, 0) (0, 1/2) (0, 1), so 1 − t = t/2
+        # All scores of 0 are accepted or rejected: (1, 0) (0, 1/2) (0, 1), so 1 − t = t/2.
         ([1, 0], [0, 0], 1 / 3, 1 / 3),
-        # worse than chance: the hull can toss a coin, the curve cannot
+        # These scores are worse than chance. The hull includes random decisions, the curve not.
         ([1, 2], [3, 4], 1 / 2, 1),
-        # (1, 0) (1/2, 0) (1/2, 1/2) (0, 1/2) (0, 1): the curve touches the diagonal, the hull cuts the corner
+        # (1, 0) (1/2, 0) (1/2, 1/2) (0, 1/2) (0, 1): the curve reaches the diagonal in a corner,
+        # which the hull cuts off.
         ([2, 4], [1, 3], 1 / 4, 1 / 2),
     ],
 )
 def test_equal_error_rates_by_hand(target, nontarget, hull, crossing):
-    """Fails where ties are split, the hull is not the lower one, or the diagonal is crossed at the wrong edge."""
+    """Fails where ties are split, the hull is not the lower one, or the diagonal is crossed at the
+    wrong edge."""
     errors = metrics.detection_errors(target, nontarget)
     assert metrics.eer(errors) == pytest.approx(hull, abs=1e-15)
     assert metrics.eer_crossing(errors) == pytest.approx(crossing, abs=1e-15)
 
 
 def test_hull_by_brute_force():
-    """The hull's equal error rate is the lowest crossing of the diagonal by any line between two operating points."""
+    """The equal error rate of the hull must be the lowest crossing of the diagonal by any line
+    between two operating points."""
     generator = np.random.default_rng(0)
     for _ in range(50):
-        shift, ties = generator.uniform(-0.5, 2), generator.integers(2, 40)
+        shift = generator.uniform(-0.5, 2)
+        ties = generator.integers(2, 40)
         target = np.round((generator.standard_normal(generator.integers(1, 40)) + shift) * ties)
         nontarget = np.round(generator.standard_normal(generator.integers(1, 40)) * ties)
         thresholds = np.unique([*target, *nontarget, np.inf])
@@ -73,9 +80,8 @@ def test_detection_cost_by_hand():
     assert metrics.min_dcf(errors, 0.5) == pytest.approx(1 / 4)  # at (1/4, 0): ½·¼ over ½
     assert metrics.min_dcf(errors) == pytest.approx(1 / 3)  # at (0, 1/3): 0.01/3 over 0.01
     assert metrics.min_dcf(errors, 0.99) == pytest.approx(1 / 4)
-    assert (
-        metrics.min_dcf(metrics.detection_errors([1, 2], [3, 4])) == 1
-    )  # rejecting everything is best
+    worse_than_chance = metrics.detection_errors([1, 2], [3, 4])
+    assert metrics.min_dcf(worse_than_chance) == 1  # that of rejecting everything
 
 
 @pytest.mark.parametrize(
@@ -87,36 +93,37 @@ def test_scores_of_one_kind_or_none_are_refused(target, nontarget):
         metrics.detection_errors(target, nontarget)
 
 
-# ------------------------------------------------------------------------------------------------------ trials
+# ------------------------------------------------------------------------------------------ trials
 
 
 def clusters(speakers, each, d=5, spread=1.0, seed=0):
-    """Vectors around a centre for each speaker, shuffled, and the speakers' names."""
+    """Return vectors around a centre for each speaker, in random order, and their speakers."""
     generator = np.random.default_rng(seed)
     names = generator.permutation(np.repeat([f"s{k}" for k in range(speakers)], each))
     centres = {f"s{k}": generator.standard_normal(d) for k in range(speakers)}
-    return np.stack(
-        [centres[name] + spread * generator.standard_normal(d) for name in names]
-    ), names
+    vectors = [centres[name] + spread * generator.standard_normal(d) for name in names]
+    return np.stack(vectors), names
 
 
 def pairs_of(speakers):
-    """All pairs of utterances of these speakers."""
-    return verification.all_pairs(
-        SimpleNamespace(utterances=[SimpleNamespace(speaker=name) for name in speakers])
-    )
+    """Return all pairs of utterances of these speakers."""
+    utterances = [SimpleNamespace(speaker=name) for name in speakers]
+    return verification.all_pairs(SimpleNamespace(utterances=utterances))
 
 
 def test_all_pairs_are_compared_once():
     """Fails where pairs are missed or repeated, or compare an utterance with itself."""
     vectors, speakers = clusters(7, 5)
-    target, nontarget = [], []
+    norms = np.linalg.norm(vectors, axis=1)
+    target = []
+    nontarget = []
     for i in range(35):
         for j in range(i):
-            cosine = (
-                vectors[i] @ vectors[j] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[j])
-            )
-            (target if speakers[i] == speakers[j] else nontarget).append(cosine)
+            cosine = vectors[i] @ vectors[j] / norms[i] / norms[j]
+            if speakers[i] == speakers[j]:
+                target.append(cosine)
+            else:
+                nontarget.append(cosine)
     expected = metrics.detection_errors(target, nontarget)
     errors = verification.score(vectors, pairs_of(speakers))
     assert (errors.targets, errors.nontargets) == (len(target), len(nontarget)) == (70, 525)
@@ -125,8 +132,11 @@ def test_all_pairs_are_compared_once():
 
 
 def speech_of(counts, seconds=4):
-    """A corpus of noise, 0.5 s of silence around each utterance, counts[k] utterances of speaker k."""
-    generator, utterances, samples = np.random.default_rng(0), [], []
+    """Return a corpus of noise with counts[k] utterances of speaker k, each with 0.5 s before and
+    after it that are trimmed."""
+    generator = np.random.default_rng(0)
+    utterances = []
+    samples = []
     for speaker, count in enumerate(counts):
         for k in range(count):
             length = 16_000 * (seconds + 1)
@@ -139,12 +149,14 @@ def speech_of(counts, seconds=4):
 
 def test_trial_list(tmp_path):
     """Fails where the pairs scored are not those of the list, in its order and with its labels."""
-    corpus, path = speech_of([2, 2]), tmp_path / "trials"
+    corpus = speech_of([2, 2])
+    path = tmp_path / "trials"
     path.write_text("u00 u01 target\n\nu10 u00 nontarget\nu11 u10 target\n")
     trials = verification.read_trials(path, corpus)
     vectors = np.array([[1.0, 0], [0.6, 0.8], [0, 2.0], [-3.0, 0]])
     assert trials.tolist() == [[0, 1, 1], [2, 0, 0], [3, 2, 1]]
-    errors = verification.score(vectors, trials)  # .6 and 0 of one speaker, 0 of two
+    # The scores are 0.6 and 0 for pairs of one speaker, and 0 for the pair of two.
+    errors = verification.score(vectors, trials)
     assert errors.misses.tolist() == [0, 1, 2] and errors.false_alarms.tolist() == [1, 0, 0]
 
 
@@ -160,7 +172,7 @@ def test_trial_list(tmp_path):
     ],
 )
 def test_wrong_trial_lists(tmp_path, text, why):
-    """Fails where a wrong list is not answered in one line that names the file and the place."""
+    """Fails where the error is not one line that names the file and the line in it."""
     path = tmp_path / "trials"
     if text is not None:
         path.write_text(text)
@@ -169,11 +181,13 @@ def test_wrong_trial_lists(tmp_path, text, why):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------ projections
+# ------------------------------------------------------------------------------------- projections
 
-# Both classes have the scatter diag(2, 8), and means 3 and 2 apart: W = diag(4, 16)/(8 − 2)
+# Both classes have the scatter diag(2, 8), so W = diag(4, 16)/(8 − 2). Their means differ by
+# (3, 2).
 CROSS = np.array([[1.0, 0], [-1, 0], [0, 2], [0, -2]])
-TWO_CLASSES, NAMES = np.concatenate([CROSS, CROSS + [3, 2]]), np.repeat(["a", "b"], 4)
+TWO_CLASSES = np.concatenate([CROSS, CROSS + [3, 2]])
+NAMES = np.repeat(["a", "b"], 4)
 
 
 def test_lda_by_hand():
@@ -186,7 +200,8 @@ def test_lda_by_hand():
 
 
 def test_wccn_by_hand():
-    """Fails where the covariance is not pooled within the classes, or its inverse root is applied transposed."""
+    """Fails where the covariance is not pooled within the classes, or its inverse root is applied
+    transposed."""
     turned = TWO_CLASSES @ np.array([[0.8, 0.6], [-0.6, 0.8]])
     mean, projection = verification.wccn(turned, NAMES)
     normalised = (turned - mean) @ projection
@@ -195,15 +210,16 @@ def test_wccn_by_hand():
 
 
 def test_lda_finds_what_distinguishes_speakers():
-    """Fails where directions are sorted the wrong way: loud dimensions that say nothing of the speaker must go."""
+    """Fails where directions are sorted the wrong way: dimensions of large variance that say
+    nothing about the speaker must be removed."""
     vectors, speakers = clusters(30, 6, d=3, spread=0.3)
     loud = 10 * np.random.default_rng(2).standard_normal((len(vectors), 4))
     vectors = np.concatenate([loud, vectors], axis=1)
     mean, projection = verification.lda(vectors, speakers, 3)
-    both, pairs = (vectors, (vectors - mean) @ projection), pairs_of(speakers)
-    both, pairs = (vectors, (vectors - mean) @ projection), pairs_of(speakers)
-    raw, projected = (metrics.eer(verification.score(some, pairs)) for some in both)
-    assert raw > 0.4 and projected < 0.15
+    pairs = pairs_of(speakers)
+    projected = (vectors - mean) @ projection
+    assert metrics.eer(verification.score(vectors, pairs)) > 0.4
+    assert metrics.eer(verification.score(projected, pairs)) < 0.15
 
 
 def test_speakers_with_one_utterance_are_cut_in_pieces():
@@ -215,16 +231,15 @@ def test_speakers_with_one_utterance_are_cut_in_pieces():
         ("u10", "s1"),
         ("u11", "s1"),
     ]
-    whole = np.concatenate([cut.waveform(k) for k in range(3)])
-    np.testing.assert_array_equal(whole, corpus.waveform(0)[: len(whole)])
-    assert len(corpus.waveform(0)) - len(whole) < 3
+    joined = np.concatenate([cut.waveform(k) for k in range(3)])
+    np.testing.assert_array_equal(joined, corpus.waveform(0)[: len(joined)])
+    assert len(corpus.waveform(0)) - len(joined) < 3
     np.testing.assert_array_equal(cut.waveform(4), corpus.waveform(2))
-    assert (
-        len(verification.cut_single_utterances(speech_of([1], seconds=1))) == 1
-    )  # too short for two
+    too_short_to_cut = speech_of([1], seconds=1)
+    assert len(verification.cut_single_utterances(too_short_to_cut)) == 1
 
 
-# ---------------------------------------------------------------------------------------------------- features
+# ---------------------------------------------------------------------------------------- features
 
 
 def test_cepstra_and_slopes():
@@ -239,17 +254,19 @@ def test_cepstra_and_slopes():
 
 
 def test_energy_detector():
-    """Fails where the threshold is not 30 dB of power under the loudest frame, or silence counts as speech."""
+    """Fails where the threshold is not 30 dB of power below the loudest frame, or silence counts as
+    speech."""
     loud = torch.sin(torch.arange(16_000) * 0.3)
     level = torch.ones(16_000)
-    level[8000:12_000], level[12_000:] = 0.04, 0.02  # −28 and −34 dB
+    level[8000:12_000] = 0.04  # −28 dB
+    level[12_000:] = 0.02  # −34 dB
     voiced = audio.voiced_frames(loud * level)
     assert voiced[2:73].all() and not voiced[77:99].any()
     assert not audio.voiced_frames(torch.zeros(1600)).any()
     assert ivectors.features(torch.zeros(1600)).shape == (0, 60)
 
 
-# -------------------------------------------------------------------------------------------------- i-vectors
+# --------------------------------------------------------------------------------------- i-vectors
 
 
 def mixture(components=3, d=4, seed=0):
@@ -257,9 +274,8 @@ def mixture(components=3, d=4, seed=0):
     roots = torch.randn(components, d, d, generator=generator, dtype=torch.float64)
     weights = torch.rand(components, generator=generator, dtype=torch.float64) + 0.2
     means = 2 * torch.randn(components, d, generator=generator, dtype=torch.float64)
-    return ivectors.GaussianMixture(
-        weights / weights.sum(), means, roots @ roots.mT + 0.3 * torch.eye(d)
-    )
+    covariances = roots @ roots.mT + 0.3 * torch.eye(d)
+    return ivectors.GaussianMixture(weights / weights.sum(), means, covariances)
 
 
 def draw(mixture, n, seed=0):
@@ -270,14 +286,12 @@ def draw(mixture, n, seed=0):
 
 
 def log_densities(mixture, frames):
-    """ln ω_c N(x; μ_c, Σ_c) by scipy, (components, n)"""
-    parts = zip(
-        *(tensor.numpy() for tensor in (mixture.weights, mixture.means, mixture.covariances)),
-        strict=True,
-    )
-    return np.stack(
-        [np.log(w) + multivariate_normal(m, s).logpdf(frames.numpy()) for w, m, s in parts]
-    )
+    """Return ln ω_c N(x; μ_c, Σ_c) by scipy, (components, n)."""
+    rows = []
+    for c, weight in enumerate(mixture.weights.numpy()):
+        normal = multivariate_normal(mixture.means[c].numpy(), mixture.covariances[c].numpy())
+        rows.append(np.log(weight) + normal.logpdf(frames.numpy()))
+    return np.stack(rows)
 
 
 def test_mixture_against_scipy():
@@ -299,16 +313,15 @@ def mean_evidence(mixture, frames):
 
 @pytest.mark.parametrize(("frames", "components"), [(4000, 3), (300, 40)])
 def test_mixture_training_never_falls(frames, components):
-    """Fails where an M-step is not one, also where components starve and variances lie on the floor."""
+    """Fails where an M-step lowers the evidence, also if components lose their frames and variances
+    are at the floor."""
     true = mixture()
     data = draw(true, frames) * torch.tensor([1.0, 100.0, 0.01, 1.0]) + 5
-    data[: frames // 3] = data[
-        0
-    ]  # a third of the frames are one point: its component has no variance
-    fits = [
-        ivectors.fit_mixture(data, components, iterations, tolerance=-1.0)
-        for iterations in range(0, 15, 2)
-    ]
+    # A third of the frames are the same, so that their component has no variance.
+    data[: frames // 3] = data[0]
+    fits = []
+    for iterations in range(0, 15, 2):
+        fits.append(ivectors.fit_mixture(data, components, iterations, tolerance=-1.0))
     evidence = [mean_evidence(fitted, data) for fitted in fits]
     assert min(np.diff(evidence)) > -1e-6 and evidence[-1] > evidence[0] + 0.1
     lower = torch.linalg.cholesky(torch.cov(data.T, correction=0))
@@ -318,14 +331,13 @@ def test_mixture_training_never_falls(frames, components):
 
 
 def test_mixture_training_finds_the_mixture():
-    """Fails where training ends far from the best: on its frames it must be at least as likely as the truth."""
+    """Fails where training ends far from the best: the training frames must be at least as likely
+    as under the mixture that they are drawn from."""
     true = mixture(seed=3)
     frames = draw(true, 5000)
     fitted = ivectors.fit_mixture(frames, 3, iterations=100)
-    assert (
-        mean_evidence(fitted, frames)
-        > np.logaddexp.reduce(log_densities(true, frames), axis=0).mean() - 1e-3
-    )
+    true_evidence = np.logaddexp.reduce(log_densities(true, frames), axis=0).mean()
+    assert mean_evidence(fitted, frames) > true_evidence - 1e-3
 
 
 def test_statistics_by_hand(monkeypatch):
@@ -343,14 +355,15 @@ def test_statistics_by_hand(monkeypatch):
 
 
 def test_posterior_by_hand():
-    """The i-vector as the paper writes it, with supervectors and block-diagonal matrices."""
+    """The i-vector must be that of the paper, with supervectors and block-diagonal matrices."""
     generator = torch.Generator().manual_seed(0)
-    true, counts = mixture(), torch.rand(2, 3, generator=generator, dtype=torch.float64) * 20
-    matrix = torch.randn(
-        12, 2, generator=generator, dtype=torch.float64
-    )  # T of three components of four dimensions
+    true = mixture()
+    counts = torch.rand(2, 3, generator=generator, dtype=torch.float64) * 20
+    # The total variability matrix T has three components of four dimensions.
+    matrix = torch.randn(12, 2, generator=generator, dtype=torch.float64)
     deviations = torch.randn(2, 12, generator=generator, dtype=torch.float64)  # F − Nμ
-    lower, sigma = torch.block_diag(*true.cholesky), torch.block_diag(*true.covariances)
+    lower = torch.block_diag(*true.cholesky)
+    sigma = torch.block_diag(*true.covariances)
     loading = torch.linalg.solve(lower, matrix).reshape(3, 4, 2)
     sums = torch.linalg.solve(lower, deviations.T).T.reshape(2, 3, 4)
     means, covariances = ivectors.posterior(loading, counts, sums, ivectors._gram(loading))
@@ -365,14 +378,16 @@ def test_posterior_by_hand():
 
 
 def test_total_variability_finds_a_planted_subspace():
-    """Fails where an update of T is not the maximum, coordinates change wrongly, or an unused component spoils it."""
+    """Fails where an update of T is not the maximum, coordinates change wrongly, or an unused
+    component changes the result."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     utterances, components, d, dimension = 300, 6, 5, 3
-    planted, w = normal(components, d, dimension), normal(utterances, dimension)
+    planted = normal(components, d, dimension)
+    w = normal(utterances, dimension)
     counts = 30 * torch.rand(utterances, components, generator=generator, dtype=torch.float64)
     counts[:, -1] = 0
     shifts = torch.einsum("cdr,ur->ucd", planted, w)
@@ -389,8 +404,11 @@ def test_total_variability_finds_a_planted_subspace():
 
 
 def test_i_vectors_in_two_threads_are_those_of_one():
-    """As long as they come: LU of a batch of such matrices fails in two threads of torch 2.13."""
-    generator, before, loadings = torch.Generator().manual_seed(0), torch.get_num_threads(), []
+    """Fails if training uses the LU decomposition of a batch of such matrices, which fails with two
+    threads in torch 2.13."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.get_num_threads()
+    loadings = []
     counts = 30 * torch.rand(12, 4, generator=generator)
     statistics = (counts, counts[..., None] * torch.randn(12, 4, 5, generator=generator))
     try:
@@ -407,26 +425,25 @@ def test_blocks_of_utterances_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     sums = torch.randn(10, 2, 3, generator=generator)
     statistics = (10 * torch.rand(10, 2, generator=generator), sums)
-    whole = ivectors.train_total_variability(statistics, 2, iterations=3)
+    expected = ivectors.train_total_variability(statistics, 2, iterations=3)
     monkeypatch.setattr(ivectors, "BLOCK", 4)
-    parts = ivectors.train_total_variability(statistics, 2, iterations=3)
-    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
-    assert ivectors.extract(whole, statistics).shape == (10, 2)
+    by_blocks = ivectors.train_total_variability(statistics, 2, iterations=3)
+    torch.testing.assert_close(by_blocks, expected, rtol=1e-9, atol=1e-9)
+    assert ivectors.extract(expected, statistics).shape == (10, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same():
     """Fails where a sum on the GPU is in a lower precision, or a tensor is left behind."""
     frames = draw(mixture(), 3000)
-    here, there = (
-        mean_evidence(ivectors.fit_mixture(frames.to(d), 3), frames.to(d)) for d in ("cpu", "cuda")
-    )
-    assert there == pytest.approx(here, abs=1e-3)
+    on_cpu = mean_evidence(ivectors.fit_mixture(frames, 3), frames)
+    frames = frames.cuda()
+    on_gpu = mean_evidence(ivectors.fit_mixture(frames, 3), frames)
+    assert on_gpu == pytest.approx(on_cpu, abs=1e-3)
     statistics = (10 * torch.rand(10, 2), torch.randn(10, 2, 3))
-    here, there = (
-        ivectors.train_total_variability(statistics, 2, device=device) for device in ("cpu", "cuda")
-    )
-    torch.testing.assert_close(there.cpu(), here)
+    on_cpu = ivectors.train_total_variability(statistics, 2, device="cpu")
+    on_gpu = ivectors.train_total_variability(statistics, 2, device="cuda")
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu)
 
 
 def test_too_little_speech_for_a_mixture():
@@ -434,7 +451,7 @@ def test_too_little_speech_for_a_mixture():
         ivectors.train_background(speech_of([1], seconds=1), components=4)
 
 
-# ------------------------------------------------------------------------------------------------ the whole table
+# --------------------------------------------------------------------------------------- the table
 
 
 @pytest.fixture(scope="module")
@@ -446,21 +463,10 @@ def run_of(name, corpus, folder, **sizes):
     torch.manual_seed(0)
     recipe, config = resolve(name, "quick" if name != "dsae" else "benchmark2021", {})
     model = build_model(name, **(config | sizes)).eval()
-    content = {
-        "model": name,
-        "plan": {"recipe": dataclasses.asdict(recipe)},
-        "progress": {"step": 7},
-    }
-    return Run(
-        folder,
-        name,
-        model,
-        stft_of(recipe),
-        content,
-        "speech",
-        corpus,
-        corpus.split("test"),
-    )
+    plan = {"recipe": dataclasses.asdict(recipe)}
+    content = {"model": name, "plan": plan, "progress": {"step": 7}}
+    test = corpus.split("test")
+    return Run(folder, name, model, stft_of(recipe), content, "speech", corpus, test)
 
 
 def test_vectors_of_every_model(corpus, tmp_path):
@@ -484,7 +490,8 @@ def test_vectors_of_every_model(corpus, tmp_path):
 
 
 def test_the_table_of_two_runs(corpus, tmp_path, monkeypatch):
-    """Fails where a row, a file or a note is missing, or published numbers stand beside another corpus's."""
+    """Fails where a row, a figure or a note is missing, or published numbers are shown with another
+    corpus."""
     monkeypatch.setattr(verification, "IVECTOR_DIMENSIONS", (2, 48))
     runs = [run_of("fhvae", corpus, tmp_path / "A", z1_latent=13, z2_latent=14, alpha=0.5)]
     runs.append(run_of("dsae", corpus, tmp_path / "B"))
@@ -493,14 +500,14 @@ def test_the_table_of_two_runs(corpus, tmp_path, monkeypatch):
     assert "6 pairs of 4 utterances by 2 speakers, 2 of one speaker" in printed
     assert "no i-vectors of 48 dimensions" in printed and "(paper)" not in printed
     rows = [result.values["rows"] for result in evaluation.results]
-    assert [[(r["features"], r["dimension"]) for r in own] for own in rows] == [
-        [("i-vector", 2), ("μ2", 14), ("μ1", 13)],
-        [("i-vector", 2), ("v", 16)],
-    ]
+    fhvae = [(row["features"], row["dimension"]) for row in rows[0]]
+    assert fhvae == [("i-vector", 2), ("μ2", 14), ("μ1", 13)]
+    dsae = [(row["features"], row["dimension"]) for row in rows[1]]
+    assert dsae == [("i-vector", 2), ("v", 16)]
     # There are three training speakers.
     assert rows[0][1]["lda_12"]["dimension"] == 2 and rows[0][1]["lda_24"] is None
     assert rows[0][1]["alpha"] == 0.5 and rows[1][1]["alpha"] is None
-    assert all(0 <= r["raw"]["eer"] <= 0.5 for own in rows for r in own)
+    assert all(0 <= row["raw"]["eer"] <= 0.5 for row in [*rows[0], *rows[1]])
     (det,) = evaluation.results[1].figures
     assert len(det.png) > 5000
     lines = render_table(verification.table(rows[0], "TIMIT")).splitlines()

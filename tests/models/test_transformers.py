@@ -1,4 +1,4 @@
-"""HiT-DVAE and LigHT-DVAE: batches of utterances, long ones, local attention, torch.compile, bf16."""
+"""HiT-DVAE and LigHT-DVAE: batches, long utterances, local attention, torch.compile, bf16."""
 
 import numpy as np
 import pytest

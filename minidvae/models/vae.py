@@ -1,7 +1,7 @@
 """VAE of independent frames (Kingma & Welling 2014; the baseline of both DVAE papers).
 
-    q(z_t | x_t) = head(MLP(x_t)),    p(z_t) = N(0, I)
-    p(x_t | z_t):  l_t = linear(MLP(z_t))
+q(z_t | x_t) = head(MLP(x_t)),    p(z_t) = N(0, I)
+p(x_t | z_t):  l_t = linear(MLP(z_t))
 """
 
 from dataclasses import dataclass

@@ -75,13 +75,14 @@ def test_hull_by_brute_force():
 
 
 def test_detection_cost_by_hand():
-    """Fails where the prior weighs the wrong error, or the cost is not over that of a constant answer."""
+    """Fails where the prior weighs the wrong error, or the cost is not divided by that of a
+    constant answer."""
     errors = metrics.detection_errors(TARGET, NONTARGET)
     assert metrics.min_dcf(errors, 0.5) == pytest.approx(1 / 4)  # at (1/4, 0): ½·¼ over ½
     assert metrics.min_dcf(errors) == pytest.approx(1 / 3)  # at (0, 1/3): 0.01/3 over 0.01
     assert metrics.min_dcf(errors, 0.99) == pytest.approx(1 / 4)
     worse_than_chance = metrics.detection_errors([1, 2], [3, 4])
-    assert metrics.min_dcf(worse_than_chance) == 1  # that of rejecting everything
+    assert metrics.min_dcf(worse_than_chance) == 1  # Rejecting everything is best.
 
 
 @pytest.mark.parametrize(
@@ -141,8 +142,8 @@ def speech_of(counts, seconds=4):
         for k in range(count):
             length = 16_000 * (seconds + 1)
             trim = (8_000, length - 8_000)
-            place = {"start": len(utterances) * length, "length": length, "trim": trim}
-            utterances.append(Utterance(f"u{speaker}{k}", f"s{speaker}", "test", **place))
+            position = {"start": len(utterances) * length, "length": length, "trim": trim}
+            utterances.append(Utterance(f"u{speaker}{k}", f"s{speaker}", "test", **position))
             samples.append(generator.integers(-9000, 9000, length))
     return Corpus("noise", "folder", tuple(utterances), np.concatenate(samples).astype(np.int16))
 
@@ -341,7 +342,8 @@ def test_mixture_training_finds_the_mixture():
 
 
 def test_statistics_by_hand(monkeypatch):
-    """Fails where sums are not centred and whitened by component, or a chunk of frames is left out."""
+    """Fails where sums are not centred and whitened by component, or a chunk of frames is left
+    out."""
     monkeypatch.setitem(ivectors.CHUNKS, "cpu", 7)
     true = mixture()
     frames = draw(true, 20)

@@ -51,13 +51,13 @@ def check_ablations(flags: list[str], monkeypatch) -> None:
 
 @pytest.mark.parametrize("recipe", ["paper", "quick", "cpu_hour", "smoke"])
 def test_every_command_is_right(recipe, monkeypatch, tmp_path):
-    """A script does not know a flag, a recipe a model or a setting, or a run is evaluated that was
-    not trained before. A dry pass must write nothing."""
+    """Fails if a script does not know a flag, a recipe, a model or a setting, or a run is
+    evaluated that was not trained before. A dry pass must write nothing."""
     variables = {"SMOKE": "1"} if recipe == "smoke" else {"RECIPE": recipe}
     done = run_all(DRY=1, RUNS=tmp_path / "runs", **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert not list(tmp_path.iterdir())
-    (tmp_path / "runs").mkdir()  # evaluate.py looks whether it can write there
+    (tmp_path / "runs").mkdir()  # evaluate.py checks that it can write there
     commands = commands_of(done.stdout)
     trained = set()
     for script, *flags in commands:
@@ -70,16 +70,13 @@ def test_every_command_is_right(recipe, monkeypatch, tmp_path):
             args = evaluate_script.parse_arguments()
             assert script == "evaluate.py" and set(args.runs) <= trained
             assert args.recogniser is None or args.recogniser in trained
-    assert {script for script, *_ in commands} == {
-        "train.py",
-        "evaluate.py",
-        "studies/ablations.py",
-    }
+    scripts = {script for script, *_ in commands}
+    assert scripts == {"train.py", "evaluate.py", "studies/ablations.py"}
 
 
 def test_a_table_is_made_once(speech, tmp_path):
-    """The table is not written, a finished training is repeated, or an interrupted one is not
-    resumed."""
+    """Fails if the table is not written, a finished training is repeated, or an interrupted one is
+    not resumed."""
     variables = {"SMOKE": "1", "DATA": speech, "RUNS": tmp_path / "runs", "DEVICE": "cpu"}
     first = run_all("fhvae-figures", **variables)
     assert first.returncode == 0, first.stderr
@@ -87,8 +84,8 @@ def test_a_table_is_made_once(speech, tmp_path):
     assert "segment bound" in text and (tmp_path / "runs" / "fhvae-figures.json").is_file()
     assert [script for script, *_ in commands_of(first.stdout)] == ["train.py", "evaluate.py"]
 
-    again = run_all("fhvae-figures", DRY=1, **variables)
-    assert [script for script, *_ in commands_of(again.stdout)] == ["evaluate.py"]
+    second = run_all("fhvae-figures", DRY=1, **variables)
+    assert [script for script, *_ in commands_of(second.stdout)] == ["evaluate.py"]
     (tmp_path / "runs" / "fhvae" / "FHVAE-sound" / "finished").unlink()
     interrupted = run_all("fhvae-figures", DRY=1, **variables)
     assert commands_of(interrupted.stdout)[0][:2] == ["train.py", "--resume"]
@@ -98,7 +95,7 @@ def test_a_table_is_made_once(speech, tmp_path):
 
 
 def test_an_unknown_table(tmp_path):
-    """It is found only after the trainings of the tables before it."""
+    """Fails if the error comes only after the trainings of the tables before it."""
     done = run_all("light-1", "light-4", RUNS=tmp_path / "runs")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "unknown table light-4; expected some of light-1 " in done.stderr

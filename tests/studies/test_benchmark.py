@@ -28,8 +28,8 @@ def run_benchmark(monkeypatch, speech, minutes: float) -> dict[str, dict[str, fl
 
 
 def test_budget_of_time(speech, monkeypatch):
-    """The steps that fit into the time are counted anew in a study that continues, a model without
-    a past is given one, or a seed has no row."""
+    """Fails if a study that continues counts anew the steps that fit into the time, a model without
+    a past has a row in mode GT, or a seed has no row."""
 
     def call_in_this_process(script, *flags):
         assert call(SCRIPTS[script], *flags) == 0
@@ -44,7 +44,7 @@ def test_budget_of_time(speech, monkeypatch):
     results = run_benchmark(monkeypatch, speech, 0.02)
     assert list(results["GEN"]) == ["VAE", "LigHT-DVAE", "VAE-1"]
     assert list(results["GT"]) == ["LigHT-DVAE"]
-    for mode, again in run_benchmark(monkeypatch, speech, 0.02).items():
-        assert again == pytest.approx(results[mode])
+    for mode, ratios in run_benchmark(monkeypatch, speech, 0.02).items():
+        assert ratios == pytest.approx(results[mode])
     with pytest.raises(SettingError, match="--minutes 2: the runs in .* have 0.02"):
         run_benchmark(monkeypatch, speech, 2)

@@ -1,4 +1,4 @@
-"""The hour of LibriSpeech out of a mock of the official download."""
+"""The script that copies the hour of LibriSpeech, on a mock of the official download."""
 
 import shutil
 from collections import Counter
@@ -16,7 +16,8 @@ ROWS = [line.split("\t") for line in librispeech_hour.LIST.read_text().splitline
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """LibriSpeech as it is published: every utterance of the list, 0.2 s of noise, and some that are not in it."""
+    """Return a folder like that of LibriSpeech, with 0.2 s of noise for every utterance of the list
+    and for two that are not in it."""
     folder = tmp_path_factory.mktemp("official") / "LibriSpeech"
     random = np.random.default_rng(0)
     others = [("19-198-0099", "train-clean-100"), ("84-121123-0000", "dev-clean")]
@@ -29,7 +30,8 @@ def official(tmp_path_factory):
 
 
 def test_the_list_is_that_of_the_tables():
-    """The list has other columns, speakers twice or in two splits, or not the numbers that the README gives."""
+    """Fails if the list has other columns, speakers twice or in two splits, or not the numbers that
+    the README gives."""
     assert ROWS[0] == ["utterance", "subset", "speaker", "sex", "split"]
     assert len({utterance for utterance, *_ in ROWS[1:]}) == 301
     splits = Counter((split, subset) for _, subset, _, _, split in ROWS[1:])
@@ -40,74 +42,70 @@ def test_the_list_is_that_of_the_tables():
     }
     voices = {(speaker, sex, split) for _, _, speaker, sex, split in ROWS[1:]}
     assert Counter(split for _, _, split in voices) == {"train": 201, "dev": 50, "test": 5}
-    assert len({speaker for speaker, _, _ in voices}) == 256 and {sex for _, sex, _ in voices} == {
-        "F",
-        "M",
-    }
+    assert len({speaker for speaker, _, _ in voices}) == 256
+    assert {sex for _, sex, _ in voices} == {"F", "M"}
     assert all(utterance.split("-")[0] == speaker for utterance, _, speaker, _, _ in ROWS[1:])
 
 
 def test_the_list_is_that_of_the_speech(shared):
-    """An utterance that our tables use is not in the list, or stands in it with another speaker, sex or split."""
+    """Fails if an utterance that our tables use is not in the list, or has another speaker, sex or
+    split there."""
     corpus = load_corpus(shared / "speech/LibriSpeech", progress=False, note=str)
-    used = {(u.name, u.speaker, u.sex, u.split) for u in corpus.utterances}
-    assert used == {
-        (utterance, speaker, sex, split) for utterance, _, speaker, sex, split in ROWS[1:]
-    }
+    assert utterances_of(corpus) == utterances_of_list()
+
+
+def utterances_of(corpus) -> set[tuple[str, str, str, str]]:
+    """Return (name, speaker, sex, split) of every utterance."""
+    return {(u.name, u.speaker, u.sex, u.split) for u in corpus.utterances}
+
+
+def utterances_of_list() -> set[tuple[str, str, str, str]]:
+    return {(utterance, speaker, sex, split) for utterance, _, speaker, sex, split in ROWS[1:]}
 
 
 def test_hour(official, tmp_path, capsys):
-    """Utterances are missing, changed, too many or in another split, or a speaker's sex is not known."""
+    """Fails if utterances are missing, changed, too many or in another split, or the sex of a
+    speaker is not known."""
     assert call(librispeech_hour, official, tmp_path / "new/hour") == 0
-    assert (
-        "201 utterances in train, 50 utterances in dev, 50 utterances in test"
-        in capsys.readouterr().out
-    )
+    expected = "201 utterances in train, 50 utterances in dev, 50 utterances in test"
+    assert expected in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["hour"]
+    original = official / "test-other/367/130732/367-130732-0000.flac"
     copy = tmp_path / "new/hour/test/367/367-130732-0000.flac"
-    assert (
-        copy.read_bytes() == (official / "test-other/367/130732/367-130732-0000.flac").read_bytes()
-    )
+    assert copy.read_bytes() == original.read_bytes()
     notes = []
     corpus = load_corpus(tmp_path / "new/hour", progress=False, note=notes.append)
     assert corpus.layout == "LibriSpeech" and notes == []
-    found = {(u.name, u.speaker, u.sex, u.split) for u in corpus.utterances}
-    assert found == {
-        (utterance, speaker, sex, split) for utterance, _, speaker, sex, split in ROWS[1:]
-    }
+    assert utterances_of(corpus) == utterances_of_list()
 
 
 def test_bad_input(official, tmp_path, capsys):
-    """What is missing does not give one line with its name, or leaves a half-made folder."""
-
-    def line(*arguments):
-        assert call(librispeech_hour, *arguments) == 2
-        out, error = capsys.readouterr()
-        assert (
-            not out and error.startswith("librispeech_hour.py: error: ") and error.count("\n") == 1
-        )
-        return error
-
+    """Fails if the error is not one line that names the missing files, or a half-made folder
+    remains."""
     target = tmp_path / "hour"
-    assert f"{tmp_path}/nowhere: no such folder; expected LibriSpeech" in line(
-        tmp_path / "nowhere", target
-    )
     (tmp_path / "empty").mkdir()
-    assert "empty: 301 of 301 utterances are missing (first: " in line(tmp_path / "empty", target)
     shutil.copytree(official, tmp_path / "part")
     shutil.rmtree(tmp_path / "part/test-other/367")
-    error = line(tmp_path / "part", target)
-    assert (
-        "part: 10 of 301 utterances are missing" in error
-        and "test-other/367/130732/367-130732-0000.flac" in error
-    )
-    assert f"{official}: is there already" in line(official, official)
-    assert "TARGET" in line(official)
+    for arguments, expected in (
+        (
+            [tmp_path / "nowhere", target],
+            f"{tmp_path}/nowhere: no such folder; expected LibriSpeech",
+        ),
+        ([tmp_path / "empty", target], "empty: 301 of 301 utterances are missing (first: "),
+        ([tmp_path / "part", target], "part: 10 of 301 utterances are missing"),
+        ([tmp_path / "part", target], "test-other/367/130732/367-130732-0000.flac"),
+        ([official, official], f"{official}: is there already"),
+        ([official], "TARGET"),
+    ):
+        assert call(librispeech_hour, *arguments) == 2
+        out, error = capsys.readouterr()
+        assert not out and error.startswith("librispeech_hour.py: error: ")
+        assert expected in error and error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "part"]
 
 
 def test_nothing_is_left_half_written(official, tmp_path, monkeypatch, capsys):
-    """A full disk leaves a folder that looks like the hour, or gives a traceback."""
+    """Fails if a full disk leaves a folder that looks complete, or ends in a traceback."""
     copies = []
 
     def fail_third(source, target):

@@ -51,7 +51,6 @@ def numbers(report: dict) -> dict:
     ("model", "settings"),
     [
         ("srnn", []),  # with scheduled sampling
-        ("light_dvae_local", ["width=16", "feedforward=16"]),  # its moments of w are a buffer
         ("fhvae", ["sequences=4", "table_steps=5", "width=16"]),  # rows of the table are drawn anew
     ],
 )

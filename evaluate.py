@@ -260,8 +260,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add(
         "--data",
-        help=f"a sound file, {cli.SOURCES_OF_SPEECH} (default: the run's own; of a model that "
-        "ships, built-in)",
+        help=f"a sound file, {cli.SOURCES_OF_SPEECH} (default: the run's own; of published "
+        "models and of those that ship, built-in)",
     )
     add(
         "--split",

@@ -71,7 +71,8 @@ def train(run: TrainingRun, batches: Batches, held_out: Batches, compile_loss: b
         max_norm = recipe.clip or float("inf")
         gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
-        # Check the loss before its gradient is used. A GPU is not waited for in every step.
+        # Check the loss: on a CPU before its gradient is used, on a GPU only at reports, since
+        # reading it would wait for the device.
         terms_since_report.add(terms, gradient_norm, stop_request.requested)
         is_stopping = False
         if run.device.type == "cpu" or is_report_step or stop_request.is_urgent():
@@ -131,8 +132,8 @@ def make_optimiser(run: TrainingRun, batches: Batches) -> torch.optim.Optimizer:
 
 
 def make_loss_function(run: TrainingRun, compile_loss: bool):
-    """Return `model.loss`, compiled if asked for, and averaged over processes if there are
-    several."""
+    """Return `model.loss`, compiled if asked for, and wrapped so that gradients are averaged over
+    processes if there are several."""
     loss_function = run.model.loss
     if compile_loss:
         # Random numbers as they are drawn without compiling.

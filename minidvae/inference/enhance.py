@@ -11,8 +11,9 @@ Latents and noise are improved in turn on
 
     −log p(x, z) = Σ_tf (|x_tf|²/V_tf + log V_tf) − log p(z)          or its bound with q(z)
 
-by one of four E-steps, and the result is the Wiener estimate ŝ = mean_r(g·v_r/V_r)·x over samples
-z_r of the latents:
+by one of four E-steps. The result is the Wiener estimate ŝ = mean_r(g·v_r/V_r)·x over samples z_r
+of the latents, with a quarter of its gain from the encoder's estimate (`encoder`), which the papers
+do not have:
 
     vem       the inference network, started from the trained one, is trained on this recording
     peem      z itself is optimised: the most probable one (Sadeghi & Serizel, ICASSP 2022)

@@ -152,7 +152,8 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float = 0.0  # largest gradient norm; 0: no clipping
 
-    # Autoregressive models: probability at the first and at the last step.
+    # Autoregressive models: probability at the first and at the last step. In the Transformers the
+    # past is not the model's own output, but a corrupted one (`LigHTDVAE.corrupt_past`).
     scheduled_sampling: tuple[float, ...] = (0.0, 0.0)
 
     # FHVAE: hierarchical sampling, and the table of s-vectors.
@@ -257,7 +258,7 @@ TRANSFORMER_PAPER = {
     "w_layers": 2,
 }
 
-# All models that ship with `quick` and `cpu_hour` hear crops at other speeds and levels.
+# Random speed and gain of crops: VAE and Transformers in `quick`, every DVAE in `cpu_hour`.
 AUGMENTATION = {"speed": (0.85, 1.2), "gain": (-6.0, 0.0)}
 
 # HiT-DVAE and LigHT-DVAE in `quick`.
@@ -465,8 +466,8 @@ HOUR_CHANGES = {
     "fhvae": {"steps": 6_000, "z1_latent": 32, "z2_latent": 32, "features": "log_magnitude"},
 }
 
-# `quick` with more steps, for at most an hour of two CPU cores; every DVAE is trained with
-# augmentation.
+# `quick` with more steps for the DVAEs and FHVAE, at most an hour of two CPU cores; every DVAE is
+# trained with augmentation.
 CPU_HOUR = dataclasses.replace(
     QUICK,
     report=1_000,
